@@ -1,1 +1,5 @@
-//! Alarm digest.
+//! The alarm digest.
+pub mod alarm;
+mod alarms;
+pub mod book;
+pub mod message;

@@ -1,0 +1,325 @@
+//! The words: what an alarm, a change and a digest are. Everything else in this crate speaks in them.
+//!
+//! Never: JSON, text forms of time, rules about what is due. Those are `message` and `book`.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+/// Longest id we take, in bytes of UTF-8.
+pub const ID_BYTES_MAX: usize = 256;
+
+/// Length of a UUID's canonical text, hyphens included. Source: RFC 9562, section 4.
+const UUID_TEXT_BYTES: usize = 36;
+
+/// Who is to be told.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct UserId(pub Id);
+
+/// Which alarm changed; unique within one user only.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct AlarmId(pub Id);
+
+/// A non-empty text of at most [`ID_BYTES_MAX`] bytes, equal and ordered as its exact text.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Id(Repr);
+
+/// Canonical UUID text is the common case and fits into 16 bytes; any other text is kept as it came. A text has
+/// one form only, so equality and hashing can be those of the form.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Repr {
+    Uuid([u8; 16]),
+    Text(Box<str>),
+}
+
+impl Id {
+    /// # Errors
+    /// [`IdError`] when `text` is empty or longer than [`ID_BYTES_MAX`].
+    pub fn new(text: &str) -> Result<Self, IdError> {
+        match text.len() {
+            0 => Err(IdError::Empty),
+            UUID_TEXT_BYTES => {
+                Ok(Self(canonical_uuid(text).map_or_else(|| Repr::Text(text.into()), Repr::Uuid)))
+            }
+            1..=ID_BYTES_MAX => Ok(Self(Repr::Text(text.into()))),
+            bytes => Err(IdError::TooLong { bytes }),
+        }
+    }
+
+    /// Hands the text to `f`; a UUID's is written onto the stack first.
+    pub fn with_text<T>(&self, f: impl FnOnce(&str) -> T) -> T {
+        match &self.0 {
+            Repr::Uuid(bytes) => {
+                f(Uuid::from_bytes(*bytes).hyphenated().encode_lower(&mut [0; UUID_TEXT_BYTES]))
+            }
+            Repr::Text(text) => f(text),
+        }
+    }
+
+    /// Bytes on the heap behind this id.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        match &self.0 {
+            Repr::Uuid(_) => 0,
+            Repr::Text(text) => text.len(),
+        }
+    }
+}
+
+/// The 16 bytes of `text`, if writing them out again gives exactly `text`: no upper case, no other UUID form.
+fn canonical_uuid(text: &str) -> Option<[u8; 16]> {
+    let uuid = Uuid::try_parse_ascii(text.as_bytes()).ok()?;
+    let is_canonical = !text.bytes().any(|byte| byte.is_ascii_uppercase());
+    is_canonical.then(|| uuid.into_bytes())
+}
+
+impl Ord for Id {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        match (&self.0, &other.0) {
+            // Lower-case hexadecimal digits sort as the values they stand for, and the hyphens stand still.
+            (Repr::Uuid(a), Repr::Uuid(b)) => a.cmp(b),
+            _ => self.with_text(|a| other.with_text(|b| a.cmp(b))),
+        }
+    }
+}
+
+impl PartialOrd for Id {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.with_text(|text| write!(f, "{text:?}"))
+    }
+}
+
+/// Why a text is not an [`Id`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IdError {
+    /// No bytes at all.
+    Empty,
+    /// More than [`ID_BYTES_MAX`].
+    TooLong {
+        /// How many came.
+        bytes: usize,
+    },
+}
+
+impl fmt::Display for IdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => write!(f, "expected 1 to {ID_BYTES_MAX} bytes, got an empty string"),
+            Self::TooLong { bytes } => write!(f, "expected 1 to {ID_BYTES_MAX} bytes, got {bytes}"),
+        }
+    }
+}
+
+impl std::error::Error for IdError {}
+
+/// How bad it is, in rising severity.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Status {
+    /// All is well again.
+    Cleared,
+    /// Active.
+    Warning,
+    /// Active, and worse.
+    Critical,
+}
+
+impl Status {
+    /// Whether a user is to be told of it.
+    #[must_use]
+    pub fn is_active(self) -> bool {
+        self != Self::Cleared
+    }
+}
+
+/// An instant: seconds since 1970-01-01T00:00:00Z and the nanoseconds after them, which always count forward.
+///
+/// Wide enough for every instant RFC 3339 can write, year 0000 with any offset included.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Timestamp {
+    seconds: i64,
+    nanos: u32,
+}
+
+impl Timestamp {
+    /// # Panics
+    /// When `nanos` is a second or more.
+    #[must_use]
+    pub fn new(seconds: i64, nanos: u32) -> Self {
+        assert!(nanos < 1_000_000_000, "nanoseconds are within a second, not {nanos}");
+        Self { seconds, nanos }
+    }
+
+    /// Whole seconds since 1970, rounded down.
+    #[must_use]
+    pub fn seconds(self) -> i64 {
+        self.seconds
+    }
+
+    /// Nanoseconds after [`Self::seconds`], less than a second.
+    #[must_use]
+    pub fn nanos(self) -> u32 {
+        self.nanos
+    }
+}
+
+/// What an alarm is from an instant on. Ordered by `(changed_at, severity)`, which is the order that decides which
+/// of two changes is the later one, whatever order they arrive in.
+///
+/// Twelve bytes, because millions are held: the seconds, then nanoseconds (30 bits) above the severity (2 bits).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(Rust, packed(4))]
+pub struct Condition {
+    seconds: i64,
+    nanos_and_status: u32,
+}
+
+const _: () = assert!(size_of::<Condition>() == 12);
+const _: () = assert!(999_999_999 << 2 | Status::Critical as u32 <= u32::MAX);
+
+impl Condition {
+    /// `status` holds from `changed_at` on.
+    #[must_use]
+    pub fn new(changed_at: Timestamp, status: Status) -> Self {
+        Self { seconds: changed_at.seconds, nanos_and_status: changed_at.nanos << 2 | status as u32 }
+    }
+
+    /// When it began.
+    #[must_use]
+    pub fn changed_at(self) -> Timestamp {
+        Timestamp { seconds: self.seconds, nanos: self.nanos_and_status >> 2 }
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn status(self) -> Status {
+        match self.nanos_and_status & 3 {
+            0 => Status::Cleared,
+            1 => Status::Warning,
+            _ => Status::Critical,
+        }
+    }
+}
+
+impl fmt::Debug for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} from {:?}", self.status(), self.changed_at())
+    }
+}
+
+/// One status change of one alarm of one user.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Change {
+    /// Whose alarm.
+    pub user: UserId,
+    /// Which.
+    pub alarm: AlarmId,
+    /// What it is now, and since when.
+    pub condition: Condition,
+}
+
+/// What somebody asks of the owner of a user.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// From `AlarmStatusChanged`: remember this.
+    Apply(Change),
+    /// From `SendAlarmDigest`: tell this user what is due.
+    SendDigest(UserId),
+}
+
+impl Command {
+    /// The user whose owner is to do it.
+    #[must_use]
+    pub fn user(&self) -> &UserId {
+        match self {
+            Self::Apply(change) => &change.user,
+            Self::SendDigest(user) => user,
+        }
+    }
+}
+
+/// What is news to one user: never empty, active alarms only, oldest first, ties by alarm id.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Digest {
+    /// Who is told.
+    pub user: UserId,
+    /// Of what.
+    pub alarms: Vec<(AlarmId, Condition)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> Id {
+        Id::new(text).expect("a valid id")
+    }
+
+    #[test]
+    fn an_id_gives_back_exactly_the_text_it_was_made_of() {
+        let long = "ü".repeat(ID_BYTES_MAX / 2);
+        for text in [
+            "0b6a3c5e-9d4f-4b7a-8e21-5f0c1d2e3a4b",
+            "0B6A3C5E-9D4F-4B7A-8E21-5F0C1D2E3A4B",
+            "0b6a3c5e-9d4f-4b7a-8e21-5F0c1d2e3a4b",
+            "0b6a3c5e9d4f4b7a8e215f0c1d2e3a4b",
+            "0b6a3c5e-9d4f-4b7a-8e21-5f0c1d2e3a4g",
+            "x",
+            "\0",
+            " a b ",
+            &long,
+        ] {
+            id(text).with_text(|back| assert_eq!(back, text));
+        }
+    }
+
+    #[test]
+    fn texts_that_differ_are_different_ids_and_sort_as_texts() {
+        let mut texts = [
+            "0b6a3c5e-9d4f-4b7a-8e21-5f0c1d2e3a4b",
+            "0B6A3C5E-9D4F-4B7A-8E21-5F0C1D2E3A4B",
+            "fb6a3c5e-9d4f-4b7a-8e21-5f0c1d2e3a4b",
+            "0b6a3c5e",
+            "a",
+            "~",
+        ];
+        let mut ids: Vec<Id> = texts.iter().map(|text| id(text)).collect();
+        texts.sort_unstable();
+        ids.sort_unstable();
+        for (id, text) in ids.iter().zip(texts) {
+            id.with_text(|back| assert_eq!(back, text));
+        }
+        ids.dedup();
+        assert_eq!(ids.len(), texts.len());
+    }
+
+    #[test]
+    fn an_id_has_between_1_and_256_bytes() {
+        assert_eq!(Id::new(""), Err(IdError::Empty));
+        assert!(Id::new(&"x".repeat(256)).is_ok());
+        assert_eq!(Id::new(&"x".repeat(257)), Err(IdError::TooLong { bytes: 257 }));
+    }
+
+    #[test]
+    fn conditions_are_ordered_by_time_then_severity() {
+        let ordered = [
+            (-62_135_596_800, 0, Status::Cleared),
+            (-1, 999_999_999, Status::Critical),
+            (0, 0, Status::Cleared),
+            (0, 0, Status::Warning),
+            (0, 0, Status::Critical),
+            (0, 1, Status::Cleared),
+            (0, 999_999_999, Status::Critical),
+            (253_402_387_139, 0, Status::Cleared),
+        ]
+        .map(|(seconds, nanos, status)| Condition::new(Timestamp::new(seconds, nanos), status));
+        assert!(ordered.is_sorted_by(|a, b| a < b));
+        assert_eq!(ordered[1].changed_at(), Timestamp::new(-1, 999_999_999));
+        assert_eq!(ordered[3].status(), Status::Warning);
+    }
+}

@@ -1,0 +1,343 @@
+//! The rules: which alarms of a user are due, and what becomes of them once they are told.
+//!
+//! The broker reorders and repeats, so what is remembered of one alarm is a join of the changes seen: the same
+//! changes between the same two digests, in any order and any number of times, leave the same book.
+//!
+//! Never: bytes, peers, a clock. Time comes in as an argument.
+
+use ahash::RandomState;
+use std::collections::HashMap;
+
+use crate::alarm::{Change, Condition, Digest, Timestamp, UserId};
+use crate::alarms::Alarms;
+
+/// The users are spread over this many maps, so that growing one, or looking through it for what can be forgotten,
+/// stops the core for a 256th of the time that one big map would take.
+const PAGES: usize = 256;
+
+/// All that is remembered of the users of one shard.
+pub struct Book {
+    pages: Box<[Page]>,
+    hasher: RandomState,
+    /// The page that [`Self::forget`] looks through next.
+    page_next: usize,
+    users: usize,
+    alarms: usize,
+}
+
+type Page = HashMap<UserId, Alarms, RandomState>;
+
+/// What is remembered of one alarm.
+///
+/// `due` ⇐ `told` is none; `told` is some ⇒ `told.status` is active and `told <= latest`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Memory {
+    /// The greatest of all changes seen.
+    latest: Condition,
+    /// The change that the last digest carried, if one did.
+    told: Option<Condition>,
+    /// Never told, or some change after `told` had another status.
+    due: bool,
+}
+
+impl Memory {
+    fn new(first: Condition) -> Self {
+        Self { latest: first, told: None, due: true }
+    }
+
+    fn apply(&mut self, condition: Condition) {
+        self.latest = self.latest.max(condition);
+        self.due |= self.told.is_some_and(|told| condition > told && condition.status() != told.status());
+    }
+
+    fn take(&mut self) -> Option<Condition> {
+        let is_told = self.due && self.latest.status().is_active();
+        is_told.then(|| {
+            self.told = Some(self.latest);
+            self.due = false;
+            self.latest
+        })
+    }
+
+    fn is_forgettable(&self, horizon: Timestamp) -> bool {
+        !self.latest.status().is_active() && self.latest.changed_at() < horizon
+    }
+}
+
+impl Default for Book {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Book {
+    /// Nothing is remembered yet.
+    #[must_use]
+    pub fn new() -> Self {
+        let hasher = RandomState::new();
+        let pages = (0..PAGES).map(|_| Page::with_hasher(hasher.clone())).collect();
+        Self { pages, hasher, page_next: 0, users: 0, alarms: 0 }
+    }
+
+    /// Remembers a change. Changes from before what was last told, and repetitions, change nothing.
+    pub fn apply(&mut self, change: Change) {
+        let page = self.page(&change.user);
+        let alarms = page.entry(change.user).or_default();
+        if let Some(memory) = alarms.find(&change.alarm) {
+            memory.apply(change.condition);
+            return;
+        }
+        let is_new_user = alarms.is_empty();
+        alarms.insert(change.alarm, Memory::new(change.condition));
+        self.users += usize::from(is_new_user);
+        self.alarms += 1;
+    }
+
+    /// The alarms of `user` that are due and active, which count as told from now on; none when there are none. An
+    /// alarm that is due but cleared now stays due, so that its next activation is told.
+    pub fn take_digest(&mut self, user: &UserId) -> Option<Digest> {
+        let alarms = self.page(user).get_mut(user)?;
+        let mut due: Vec<_> = alarms
+            .iter_mut()
+            .filter_map(|(id, memory)| memory.take().map(|told| (id.clone(), told)))
+            .collect();
+        due.sort_unstable_by(|(a_id, a), (b_id, b)| (a.changed_at(), a_id).cmp(&(b.changed_at(), b_id)));
+        (!due.is_empty()).then(|| Digest { user: user.clone(), alarms: due })
+    }
+
+    /// Looks through the next of [`PAGES`] pages and forgets the alarms that were cleared before `horizon`, and users
+    /// that have no alarms left. A change that arrives after its alarm was forgotten may be told again.
+    pub fn forget(&mut self, horizon: Timestamp) {
+        let page = &mut self.pages[self.page_next];
+        self.page_next = (self.page_next + 1) % PAGES;
+        let (users_before, mut alarms_forgotten) = (page.len(), 0);
+        page.retain(|_, alarms| {
+            alarms_forgotten += alarms.forget_if(|memory| memory.is_forgettable(horizon));
+            !alarms.is_empty()
+        });
+        if page.len() < page.capacity() / 4 {
+            page.shrink_to_fit();
+        }
+        self.users -= users_before - page.len();
+        self.alarms -= alarms_forgotten;
+    }
+
+    /// Users of whom at least one alarm is remembered.
+    #[must_use]
+    pub fn users(&self) -> usize {
+        self.users
+    }
+
+    /// Alarms remembered, cleared ones included.
+    #[must_use]
+    pub fn alarms(&self) -> usize {
+        self.alarms
+    }
+
+    /// A map takes its bucket from the low bits of the hash and its tag from the top seven: these are neither.
+    fn page(&mut self, user: &UserId) -> &mut Page {
+        const { assert!(PAGES == 1 << 8) };
+        &mut self.pages[(self.hasher.hash_one(user) >> 32) as usize % PAGES]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alarm::{AlarmId, Id, Status};
+
+    /// Plays a script, one step a line, and compares every digest with what stands after its arrow.
+    ///
+    /// `USER ALARM STATUS @SECOND` is a change, `digest USER -> ALARM STATUS, …` a request and its digest,
+    /// `forget before @SECOND` looks through the whole book, `holds U users A alarms` counts.
+    fn check(script: &str) {
+        let mut book = Book::new();
+        for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let words: Vec<&str> = line.split([' ', ',']).filter(|word| !word.is_empty()).collect();
+            match words[..] {
+                ["digest", user, "->", ref expected @ ..] => {
+                    let digest = book.take_digest(&user_id(user));
+                    assert_eq!(spoken(digest), expected.join(" "), "at `{line}` of {script}");
+                }
+                ["forget", "before", second] => (0..PAGES).for_each(|_| book.forget(timestamp(second))),
+                ["holds", users, "users", alarms, "alarms"] => {
+                    let held = (book.users().to_string(), book.alarms().to_string());
+                    assert_eq!(held, (users.into(), alarms.into()), "at `{line}` of {script}");
+                }
+                [user, alarm, status, second] => book.apply(change(user, alarm, status, second)),
+                _ => panic!("not a step: `{line}`"),
+            }
+        }
+    }
+
+    fn user_id(text: &str) -> UserId {
+        UserId(Id::new(text).expect("a valid id"))
+    }
+
+    fn timestamp(second: &str) -> Timestamp {
+        Timestamp::new(second.trim_start_matches('@').parse().expect("a second"), 0)
+    }
+
+    fn change(user: &str, alarm: &str, status: &str, second: &str) -> Change {
+        let status = match status {
+            "cleared" => Status::Cleared,
+            "warning" => Status::Warning,
+            "critical" => Status::Critical,
+            _ => panic!("not a status: {status}"),
+        };
+        let alarm = AlarmId(Id::new(alarm).expect("a valid id"));
+        Change { user: user_id(user), alarm, condition: Condition::new(timestamp(second), status) }
+    }
+
+    fn spoken(digest: Option<Digest>) -> String {
+        let Some(digest) = digest else { return "nothing".into() };
+        let spoken = |(alarm, condition): &(AlarmId, Condition)| {
+            alarm.0.with_text(|id| format!("{id} {}", format!("{:?}", condition.status()).to_lowercase()))
+        };
+        digest.alarms.iter().map(spoken).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn active_alarms_are_told_oldest_first_and_ties_by_id() {
+        check(
+            "
+            ann disk critical @7
+            ann fan  warning  @3
+            ann cpu  warning  @7
+            ann ram  cleared  @1
+            digest ann -> fan warning, cpu warning, disk critical
+        ",
+        );
+    }
+
+    #[test]
+    fn users_are_apart() {
+        check(
+            "
+            ann disk critical @7
+            bob disk warning  @8
+            digest bob -> disk warning
+            digest eve -> nothing
+            digest ann -> disk critical
+        ",
+        );
+    }
+
+    #[test]
+    fn nobody_is_told_the_same_thing_twice() {
+        check(
+            "
+            ann disk warning @1
+            digest ann -> disk warning
+            digest ann -> nothing
+            ann disk warning @1
+            digest ann -> nothing
+            ann disk warning @2
+            digest ann -> nothing
+        ",
+        );
+    }
+
+    #[test]
+    fn another_severity_is_news_and_so_is_coming_back() {
+        check(
+            "
+            ann disk warning @1
+            digest ann -> disk warning
+            ann disk critical @2
+            digest ann -> disk critical
+            ann disk warning @3
+            digest ann -> disk warning
+            ann disk critical @4
+            ann disk warning  @5
+            digest ann -> disk warning
+        ",
+        );
+    }
+
+    #[test]
+    fn an_alarm_that_was_cleared_in_between_is_due_again_also_when_the_clearing_arrives_last() {
+        check(
+            "
+            ann disk warning @1
+            ann fan  warning @1
+            digest ann -> disk warning, fan warning
+            ann disk cleared @2
+            ann disk warning @3
+            ann fan  warning @3
+            ann fan  cleared @2
+            digest ann -> disk warning, fan warning
+        ",
+        );
+    }
+
+    #[test]
+    fn a_cleared_alarm_is_not_told_and_stays_due() {
+        check(
+            "
+            ann disk warning @1
+            ann disk cleared @2
+            digest ann -> nothing
+            ann disk warning @3
+            digest ann -> disk warning
+            ann disk cleared @4
+            digest ann -> nothing
+            ann disk warning @5
+            digest ann -> disk warning
+        ",
+        );
+    }
+
+    #[test]
+    fn a_late_change_from_the_past_changes_nothing() {
+        check(
+            "
+            ann disk warning  @5
+            digest ann -> disk warning
+            ann disk cleared  @4
+            ann disk critical @4
+            digest ann -> nothing
+            ann fan cleared @5
+            ann fan warning @4
+            digest ann -> nothing
+        ",
+        );
+    }
+
+    #[test]
+    fn at_the_same_instant_the_greater_severity_is_the_later_change() {
+        check(
+            "
+            ann disk critical @1
+            ann disk cleared  @1
+            ann fan  cleared  @1
+            ann fan  warning  @1
+            digest ann -> disk critical, fan warning
+            ann fan  critical @1
+            ann disk warning  @1
+            digest ann -> fan critical
+        ",
+        );
+    }
+
+    #[test]
+    fn cleared_alarms_are_forgotten_after_the_horizon_and_active_ones_never() {
+        check(
+            "
+            ann disk cleared @10
+            ann fan  cleared @20
+            bob disk cleared @10
+            bob fan  warning @1
+            eve disk cleared @10
+            holds 3 users 5 alarms
+            forget before @10
+            holds 3 users 5 alarms
+            forget before @20
+            holds 2 users 2 alarms
+            ann disk warning @9
+            digest ann -> disk warning
+            digest bob -> fan warning
+        ",
+        );
+    }
+}
