@@ -180,7 +180,6 @@ pub struct Condition {
 }
 
 const _: () = assert!(size_of::<Condition>() == 12);
-const _: () = assert!(999_999_999 << 2 | Status::Critical as u32 <= u32::MAX);
 
 impl Condition {
     /// `status` holds from `changed_at` on.

@@ -1,5 +1,34 @@
-//! The alarm digest.
+//! Tells users what is news to them about their alarms: `AlarmStatusChanged` and `SendAlarmDigest` come in over NATS,
+//! `AlarmDigest` goes out.
+//!
+//! The library is the thinking and a function of bytes, messages and time handed to it; the program is the doing. In
+//! reading order:
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | [`alarm`] | the words: ids, status, instant, change, digest |
+//! | [`book`] | the rules: what is due, and what is told |
+//! | `alarms` | one user's alarms, held densely |
+//! | [`message`] | JSON to words and back |
+//! | [`shard`] | one core's whole logic: bytes and mail in, bytes and mail out |
+//! | [`mesh`] | mail between cores: a table of bounded inboxes |
+//! | [`config`] | arguments to configuration |
+//! | `nats_wire` | the codec and one connection's session, a crate of its own in `proto/` |
+//!
+//! and, in the program, `main` (choose CPUs, start, wait, join), `preflight` (may we run here), `driver` (one shard on
+//! one glommio executor), `stop` (from a signal to all cores), `connect` (a name to a socket), `verify` and `client`
+//! (the smoke test).
+//!
+//! Who may know whom: `driver` knows `shard` and `mesh`; `shard` knows `book`, `message` and `nats_wire`; `book` knows
+//! `alarm` and `alarms`; `nats_wire` knows nobody. Never the other way round.
+//!
+//! Absent on purpose: traits for runtime, transport, storage and clock, since values do it; persistence, since that is
+//! the broker's; an actor framework, since an enum and a `Vec` do it.
+
 pub mod alarm;
 mod alarms;
 pub mod book;
+pub mod config;
+pub mod mesh;
 pub mod message;
+pub mod shard;

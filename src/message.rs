@@ -313,6 +313,9 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 }
 
+/// Bytes of the sentence that explains a refusal.
+const DETAIL_BYTES_MAX: usize = 256;
+
 /// Why a payload was refused, to count by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason {
@@ -377,7 +380,10 @@ pub struct Rejection {
 
 impl Rejection {
     fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+        let mut detail = detail.into();
+        // serde_json repeats a string that stands where an object belongs, whole.
+        detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));
+        Self { reason, detail }
     }
 
     fn field(field: usize, reason: Reason, expected: &str, came: &str) -> Self {

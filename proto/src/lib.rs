@@ -14,6 +14,8 @@ mod limits;
 mod name;
 mod op;
 mod scan;
+#[cfg(feature = "serde")]
+pub mod session;
 mod sink;
 
 pub use decode::{ClientDecoder, Decode, ServerDecoder, Step};

@@ -1,0 +1,394 @@
+//! One connection's life, without IO: handshake, PING and PONG, fences, what is to be written next.
+//!
+//! The caller owns the socket and the clock. It hands in the bytes that came and the time, and writes what stands in
+//! [`Session::output`]. A session ends with its connection; a new connection gets a new one, and subscribes again.
+//!
+//! ```text
+//! server   INFO {…}              PONG
+//! session           CONNECT PING      → Event::Ready, then whatever the caller publishes and subscribes
+//! ```
+//!
+//! A **fence** is a PING whose PONG proves that the server has read all that we wrote before it, and that we have
+//! read all that the server wrote before the PONG. NATS answers in order on one connection, so fences pass in order.
+//! Source: nats-server, `client.processPing` in server/client.go.
+//!
+//! Never: reconnecting, choosing a server, TLS, remembering subscriptions.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+use core::time::Duration;
+
+use crate::{
+    ClientDecoder, ConnectOptions, DecodeError, ErrText, HeaderBlock, JsonError, JsonLine, Limits, Message,
+    QueueGroup, ServerInfo, ServerOp, Sid, Step, Subject, SubjectFilter, encode,
+};
+
+/// What a session needs to know beforehand. Times are spans.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// What our CONNECT says.
+    pub connect: ConnectOptions,
+    /// What the decoder takes from the server.
+    pub limits: Limits,
+    /// From the start until [`Event::Ready`].
+    pub handshake_max: Duration,
+    /// Quiet for so long: we send a PING.
+    pub ping_interval: Duration,
+    /// Nothing heard for so long, or nothing written although there is output: the server counts as gone. Above
+    /// `ping_interval`.
+    pub silence_max: Duration,
+    /// The least `max_payload`, in bytes, of a server that we can work with.
+    pub max_payload_at_least: u64,
+}
+
+/// The number of a fence, counted from 1 within one session.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Fence(pub u64);
+
+/// What came in that the caller has to know of.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// The server has taken our CONNECT: publish and subscribe from now on.
+    Ready,
+    /// The server told more about itself: see [`Session::info`].
+    Info,
+    /// A subscription's message.
+    Message(Message<'a>),
+    /// This fence and all before it have passed.
+    Passed(Fence),
+    /// The server refused something and keeps the connection.
+    Refused(ErrText<'a>),
+}
+
+/// One connection's state.
+///
+/// `passed <= fences`; `start <= output.len()`; `state` is `Ready` ⇒ `info` is some.
+#[derive(Debug)]
+pub struct Session {
+    config: SessionConfig,
+    decoder: ClientDecoder,
+    state: State,
+    info: Option<ServerInfo>,
+    output: Vec<u8>,
+    /// Bytes at the front of `output` that were written already.
+    start: usize,
+    fences: u64,
+    passed: u64,
+    started_at: Duration,
+    heard_at: Duration,
+    /// When output last began to wait, or last shrank.
+    progress_at: Duration,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    ExpectInfo,
+    /// CONNECT and PING are on their way.
+    ExpectPong,
+    Ready,
+}
+
+impl Session {
+    /// The connection was opened at `now`, a span since any fixed instant.
+    #[must_use]
+    pub fn new(config: SessionConfig, now: Duration) -> Self {
+        Self {
+            decoder: ClientDecoder::new(config.limits),
+            config,
+            state: State::ExpectInfo,
+            info: None,
+            output: Vec::new(),
+            start: 0,
+            fences: 0,
+            passed: 0,
+            started_at: now,
+            heard_at: now,
+            progress_at: now,
+        }
+    }
+
+    /// Takes what can be taken from `bytes`, which start at the first byte not yet used, up to the first event: how
+    /// many bytes were used, and the event. No event means that all that was complete has been used.
+    ///
+    /// # Errors
+    /// [`Fault`]: the connection is of no use any more, now and ever after.
+    pub fn receive<'a>(&mut self, bytes: &'a [u8]) -> Result<(usize, Option<Event<'a>>), Fault> {
+        let mut used_all = 0;
+        loop {
+            let (op, used) = match self.decoder.decode(&bytes[used_all..])? {
+                Step::More { .. } => return Ok((used_all, None)),
+                Step::Op { op, used } => (op, used),
+            };
+            used_all += used;
+            if let Some(event) = self.on_op(op)? {
+                return Ok((used_all, Some(event)));
+            }
+        }
+    }
+
+    /// Bytes came at `now`: the server lives.
+    pub fn heard(&mut self, now: Duration) {
+        self.heard_at = now;
+    }
+
+    /// Lets time pass: sends a PING when it has been quiet for long.
+    ///
+    /// # Errors
+    /// [`Fault`] when the handshake or the server's silence has lasted too long.
+    pub fn on_time(&mut self, now: Duration) -> Result<(), Fault> {
+        let config = &self.config;
+        let quiet = now.saturating_sub(self.heard_at);
+        if self.state != State::Ready {
+            let expected = if self.state == State::ExpectInfo { "INFO" } else { "PONG" };
+            let is_late = now.saturating_sub(self.started_at) >= config.handshake_max;
+            return if is_late {
+                Err(Fault::Handshake { expected, within: config.handshake_max })
+            } else {
+                Ok(())
+            };
+        }
+        if quiet >= config.silence_max {
+            return Err(Fault::Silent { lasted: quiet });
+        }
+        if !self.output().is_empty() && now.saturating_sub(self.progress_at) >= config.silence_max {
+            return Err(Fault::Stalled { bytes: self.output().len() });
+        }
+        if quiet >= config.ping_interval && self.passed == self.fences {
+            self.fence(now);
+        }
+        Ok(())
+    }
+
+    /// What the server last told of itself.
+    #[must_use]
+    pub fn info(&self) -> Option<&ServerInfo> {
+        self.info.as_ref()
+    }
+
+    /// Whether the handshake is over.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.state == State::Ready
+    }
+
+    /// Bytes to write to the socket, in order.
+    #[must_use]
+    pub fn output(&self) -> &[u8] {
+        &self.output[self.start..]
+    }
+
+    /// The first `bytes` of [`Self::output`] were written at `now`.
+    ///
+    /// # Panics
+    /// When that is more than there was.
+    pub fn wrote(&mut self, bytes: usize, now: Duration) {
+        assert!(bytes <= self.output().len(), "cannot have written more than there was");
+        self.start += bytes;
+        self.progress_at = now;
+        if self.start == self.output.len() {
+            self.output.clear();
+            self.start = 0;
+            self.output.shrink_to(OUTPUT_BYTES_KEPT);
+        } else if self.start >= self.output.len() / 2 {
+            // Each byte is moved at most once for each that was written, however slowly the socket takes them.
+            self.output.drain(..self.start);
+            self.start = 0;
+        }
+    }
+
+    /// Publishes. The server answers nothing; a [`Fence`] after it proves that it was read.
+    pub fn publish(&mut self, subject: Subject<'_>, payload: &[u8], now: Duration) {
+        self.begin_output(now);
+        encode::publish(&mut self.output, subject, None, payload);
+    }
+
+    /// Publishes with headers, which a server whose INFO lacks `headers` would refuse.
+    pub fn publish_with_headers(
+        &mut self,
+        subject: Subject<'_>,
+        headers: HeaderBlock<'_>,
+        payload: &[u8],
+        now: Duration,
+    ) {
+        self.begin_output(now);
+        encode::publish_with_headers(&mut self.output, subject, None, headers, payload);
+    }
+
+    /// Subscribes, as one of a queue group if one is given.
+    pub fn subscribe(
+        &mut self,
+        filter: SubjectFilter<'_>,
+        queue: Option<QueueGroup<'_>>,
+        sid: Sid<'_>,
+        now: Duration,
+    ) {
+        self.begin_output(now);
+        encode::subscribe(&mut self.output, filter, queue, sid);
+    }
+
+    /// Unsubscribes at once; messages that the server sent before it read this still come.
+    pub fn unsubscribe(&mut self, sid: Sid<'_>, now: Duration) {
+        self.begin_output(now);
+        encode::unsubscribe(&mut self.output, sid, None);
+    }
+
+    /// Sends a PING whose [`Event::Passed`] proves that all before it has been read, on both sides.
+    pub fn fence(&mut self, now: Duration) -> Fence {
+        self.begin_output(now);
+        encode::ping(&mut self.output);
+        self.fences += 1;
+        Fence(self.fences)
+    }
+
+    fn on_op<'a>(&mut self, op: ServerOp<'a>) -> Result<Option<Event<'a>>, Fault> {
+        match (self.state, op) {
+            (_, ServerOp::Info(json)) => self.on_info(json),
+            (_, ServerOp::Err(text)) if text.closes() => Err(Fault::Closed(text.to_string())),
+            (State::ExpectInfo, op) => Err(Fault::Unexpected { expected: "INFO", came: verb(&op) }),
+            (_, ServerOp::Ping) => {
+                self.begin_output(self.heard_at);
+                encode::pong(&mut self.output);
+                Ok(None)
+            }
+            (_, ServerOp::Pong) => self.on_pong().map(Some),
+            (_, ServerOp::Message(message)) => Ok(Some(Event::Message(message))),
+            (_, ServerOp::Err(text)) => Ok(Some(Event::Refused(text))),
+            (_, ServerOp::Ok) => Ok(None),
+        }
+    }
+
+    fn on_info(&mut self, json: &[u8]) -> Result<Option<Event<'static>>, Fault> {
+        let info = ServerInfo::parse(json)?;
+        let max_payload = info.max_payload;
+        if max_payload < self.config.max_payload_at_least {
+            return Err(Fault::MaxPayload { came: max_payload, at_least: self.config.max_payload_at_least });
+        }
+        if info.tls_required {
+            return Err(Fault::TlsRequired);
+        }
+        self.info = Some(info);
+        if self.state != State::ExpectInfo {
+            return Ok(Some(Event::Info));
+        }
+        self.begin_output(self.heard_at);
+        let connect = self.config.connect.to_json();
+        let line = JsonLine::new(&connect).expect("serde_json writes compact JSON, which has no line breaks");
+        encode::connect(&mut self.output, line);
+        encode::ping(&mut self.output);
+        self.fences += 1;
+        self.state = State::ExpectPong;
+        Ok(None)
+    }
+
+    fn on_pong(&mut self) -> Result<Event<'static>, Fault> {
+        if self.passed == self.fences {
+            return Err(Fault::Unexpected { expected: "no PONG without a PING", came: "PONG" });
+        }
+        self.passed += 1;
+        if self.state == State::ExpectPong {
+            self.state = State::Ready;
+            return Ok(Event::Ready);
+        }
+        Ok(Event::Passed(Fence(self.passed)))
+    }
+
+    fn begin_output(&mut self, now: Duration) {
+        if self.output.is_empty() {
+            self.progress_at = now;
+        }
+    }
+}
+
+fn verb(op: &ServerOp<'_>) -> &'static str {
+    match op {
+        ServerOp::Info(_) => "INFO",
+        ServerOp::Message(_) => "MSG",
+        ServerOp::Ping => "PING",
+        ServerOp::Pong => "PONG",
+        ServerOp::Ok => "+OK",
+        ServerOp::Err(_) => "-ERR",
+    }
+}
+
+/// Memory that an idle connection keeps for what it will write next, in bytes.
+const OUTPUT_BYTES_KEPT: usize = 256 * 1024;
+
+/// Why a connection is of no use any more.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The server sent what is not NATS, or above our limits.
+    Decode(DecodeError),
+    /// INFO that cannot be read.
+    Info(JsonError),
+    /// The server said why it closes the connection.
+    Closed(String),
+    /// An operation that has no place here.
+    Unexpected {
+        /// What had its place.
+        expected: &'static str,
+        /// The verb that came.
+        came: &'static str,
+    },
+    /// The server did not answer the handshake in time.
+    Handshake {
+        /// The verb that was waited for.
+        expected: &'static str,
+        /// For how long.
+        within: Duration,
+    },
+    /// Nothing was heard, PING or not.
+    Silent {
+        /// For how long.
+        lasted: Duration,
+    },
+    /// The server does not read.
+    Stalled {
+        /// Bytes that wait to be written.
+        bytes: usize,
+    },
+    /// The server takes only payloads that are too small for us.
+    MaxPayload {
+        /// Its INFO's `max_payload`, in bytes.
+        came: u64,
+        /// What we need, in bytes.
+        at_least: u64,
+    },
+    /// The server wants TLS, which a session does not speak by itself.
+    TlsRequired,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Decode(error) => error.fmt(f),
+            Self::Info(error) => write!(f, "expected INFO with a JSON object: {error}"),
+            Self::Closed(text) => write!(f, "server closed the connection: {text}"),
+            Self::Unexpected { expected, came } => write!(f, "expected {expected}, got {came}"),
+            Self::Handshake { expected, within } => {
+                write!(f, "expected {expected} within {within:?} of connecting, got nothing")
+            }
+            Self::Silent { lasted } => write!(f, "expected an answer to PING, heard nothing for {lasted:?}"),
+            Self::Stalled { bytes } => write!(f, "expected the server to read, but {bytes} bytes still wait"),
+            Self::MaxPayload { came, at_least } => {
+                write!(f, "expected a server with max_payload of at least {at_least} bytes, got {came}")
+            }
+            Self::TlsRequired => write!(f, "expected a server without TLS, got one that requires it"),
+        }
+    }
+}
+
+impl core::error::Error for Fault {}
+
+impl From<DecodeError> for Fault {
+    fn from(error: DecodeError) -> Self {
+        Self::Decode(error)
+    }
+}
+
+impl From<JsonError> for Fault {
+    fn from(error: JsonError) -> Self {
+        Self::Info(error)
+    }
+}

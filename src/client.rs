@@ -1,0 +1,151 @@
+//! A blocking NATS client over one TCP stream, for the smoke test and the tests: subscribe, publish, wait.
+//!
+//! Never: reconnecting. Whatever goes wrong is an error that names what was expected and what came.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use nats_wire::session::{Event, Fence, Session, SessionConfig};
+use nats_wire::{QueueGroup, Sid, Subject, SubjectFilter};
+
+/// One message of a subscription.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Received {
+    pub sid: u64,
+    pub subject: String,
+    /// The header block as it came, empty if there was none.
+    pub headers: Vec<u8>,
+    pub payload: Vec<u8>,
+}
+
+/// A connection whose handshake is over.
+pub struct Client {
+    stream: TcpStream,
+    session: Session,
+    /// `buffer[start..end]` came and is not used yet.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    received: VecDeque<Received>,
+    passed: Fence,
+    epoch: Instant,
+}
+
+impl Client {
+    /// Takes a fresh stream through the handshake.
+    pub fn new(stream: TcpStream, config: SessionConfig) -> io::Result<Self> {
+        let deadline = Instant::now() + config.handshake_max;
+        let mut client = Self {
+            stream,
+            session: Session::new(config, Duration::ZERO),
+            buffer: vec![0; 64 * 1024],
+            start: 0,
+            end: 0,
+            received: VecDeque::new(),
+            passed: Fence(0),
+            epoch: Instant::now(),
+        };
+        while !client.session.is_ready() {
+            client.turn("the server to finish the handshake", deadline)?;
+        }
+        Ok(client)
+    }
+
+    pub fn subscribe(&mut self, subject: &str, queue: Option<&str>, sid: u64) {
+        let filter = SubjectFilter::new(subject).expect("the caller gives a valid subject");
+        let queue = queue.map(|queue| QueueGroup::new(queue).expect("the caller gives a valid queue group"));
+        self.session.subscribe(filter, queue, Sid::from(sid), self.epoch.elapsed());
+    }
+
+    /// Puts a message into the output; it goes out with the next [`Self::flush`].
+    pub fn publish(&mut self, subject: &str, payload: &[u8]) {
+        let subject = Subject::new(subject).expect("the caller gives a valid subject");
+        self.session.publish(subject, payload, self.epoch.elapsed());
+    }
+
+    /// Writes all output and waits until the server has read it, keeping what it sends meanwhile.
+    pub fn flush(&mut self, deadline: Instant) -> io::Result<()> {
+        let fence = self.session.fence(self.epoch.elapsed());
+        while self.passed < fence {
+            self.turn("PONG", deadline)?;
+        }
+        Ok(())
+    }
+
+    /// The next message; none when `deadline` passes first.
+    pub fn next(&mut self, deadline: Instant) -> io::Result<Option<Received>> {
+        loop {
+            if let Some(received) = self.received.pop_front() {
+                return Ok(Some(received));
+            }
+            match self.turn("a message", deadline) {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(None),
+                other => other?,
+            }
+        }
+    }
+
+    /// Writes what is to be written, then reads once.
+    fn turn(&mut self, awaited: &str, deadline: Instant) -> io::Result<()> {
+        self.write(deadline)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let late =
+            || io::Error::new(io::ErrorKind::TimedOut, format!("expected {awaited}, got nothing in time"));
+        if left.is_zero() {
+            return Err(late());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.buffer.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        if self.end == self.buffer.len() {
+            self.buffer.resize(self.buffer.len() * 2, 0);
+        }
+        match self.stream.read(&mut self.buffer[self.end..]) {
+            Ok(0) => {
+                let text = format!("expected {awaited}, but the server closed the connection");
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, text))
+            }
+            Ok(bytes) => {
+                self.end += bytes;
+                self.receive()
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Err(late())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn write(&mut self, deadline: Instant) -> io::Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        self.stream.set_write_timeout(Some(left))?;
+        self.stream.write_all(self.session.output())?;
+        self.session.wrote(self.session.output().len(), self.epoch.elapsed());
+        Ok(())
+    }
+
+    fn receive(&mut self) -> io::Result<()> {
+        loop {
+            let bytes = &self.buffer[self.start..self.end];
+            let (used, event) =
+                self.session.receive(bytes).map_err(|fault| io::Error::other(fault.to_string()))?;
+            self.start += used;
+            match event {
+                None => return Ok(()),
+                Some(Event::Passed(fence)) => self.passed = fence,
+                Some(Event::Refused(text)) => {
+                    return Err(io::Error::other(format!("server refused: {text}")));
+                }
+                Some(Event::Ready | Event::Info) => {}
+                Some(Event::Message(message)) => self.received.push_back(Received {
+                    sid: message.sid_number().unwrap_or_default(),
+                    subject: String::from_utf8_lossy(message.subject).into_owned(),
+                    headers: message.headers.map(|headers| headers.as_bytes().to_vec()).unwrap_or_default(),
+                    payload: message.payload.to_vec(),
+                }),
+            }
+        }
+    }
+}

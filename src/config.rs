@@ -1,0 +1,370 @@
+//! Arguments to configuration: every setting with its unit, its default and the reason for it.
+//!
+//! Never: starting anything, asking the machine anything. What the machine allows is `preflight`'s.
+
+use std::fmt;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use nats_wire::session::SessionConfig;
+use nats_wire::{ConnectOptions, Limits, QueueGroup, Subject};
+
+use crate::message::DIGEST_BYTES_MAX_AT_LEAST;
+use crate::shard::{ShardConfig, Subjects};
+
+/// Tells users what is news to them about their alarms, in one digest, when asked to.
+///
+/// Reads AlarmStatusChanged and SendAlarmDigest from NATS and publishes AlarmDigest, on one pinned core per CPU.
+/// Stops on SIGTERM or SIGINT once all that has arrived is done; a second signal stops it at once.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "alarm-digest", version, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = false, subcommand_negates_reqs = true)]
+pub struct Cli {
+    /// None: run the service.
+    #[command(subcommand)]
+    pub command: Option<Task>,
+    /// For both.
+    #[command(flatten)]
+    pub nats: NatsArgs,
+    /// For the service.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What to do instead of running the service.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Task {
+    /// Smoke test of a running service, this one or any other of the same contract.
+    ///
+    /// Publishes alarms of a user that nobody has, asks for the digest and checks it. Prints `Smoke test passed` and
+    /// exits with 0, or says what was expected and what came and exits with 1.
+    Verify {
+        /// How long to wait for what must come.
+        #[arg(long, value_name = "TIME", default_value = "10s", env = "ALARM_DIGEST_TIMEOUT")]
+        #[arg(value_parser = humantime::parse_duration)]
+        timeout: Duration,
+    },
+}
+
+/// Where NATS is and what it calls things.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "NATS")]
+pub struct NatsArgs {
+    /// Server, or several separated by commas: HOST, HOST:PORT or nats://HOST:PORT
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "URL",
+        env = "NATS_URL",
+        default_value = "127.0.0.1:4222"
+    )]
+    #[arg(value_delimiter = ',', value_parser = parse_server)]
+    pub server: Vec<Server>,
+
+    /// Subject of the status changes that come in
+    #[arg(long, global = true, value_name = "SUBJECT", env = "ALARM_DIGEST_SUBJECT_CHANGED")]
+    #[arg(default_value = "AlarmStatusChanged", value_parser = parse_subject)]
+    pub subject_changed: String,
+
+    /// Subject of the requests that come in
+    #[arg(long, global = true, value_name = "SUBJECT", env = "ALARM_DIGEST_SUBJECT_SEND")]
+    #[arg(default_value = "SendAlarmDigest", value_parser = parse_subject)]
+    pub subject_send: String,
+
+    /// Subject of the digests that go out
+    #[arg(long, global = true, value_name = "SUBJECT", env = "ALARM_DIGEST_SUBJECT_DIGEST")]
+    #[arg(default_value = "AlarmDigest", value_parser = parse_subject)]
+    pub subject_digest: String,
+
+    /// Subject of the copies of bad messages, with the reason in headers
+    #[arg(long, global = true, value_name = "SUBJECT", env = "ALARM_DIGEST_SUBJECT_REJECTED")]
+    #[arg(default_value = "AlarmDigest.rejected", value_parser = parse_subject)]
+    pub subject_rejected: String,
+
+    /// Longest wait for a connection and for its handshake
+    #[arg(
+        long,
+        global = true,
+        value_name = "TIME",
+        env = "ALARM_DIGEST_CONNECT_TIMEOUT",
+        default_value = "5s"
+    )]
+    #[arg(value_parser = parse_span)]
+    pub connect_timeout: Duration,
+}
+
+/// How the service runs.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Service")]
+pub struct RunArgs {
+    /// Number of cores, on the first CPUs that this process may use [default: all of them]
+    #[arg(long, value_name = "N", env = "ALARM_DIGEST_CORES", conflicts_with = "cpus")]
+    pub cores: Option<usize>,
+
+    /// CPUs to pin a core to, like 0,2-3; a CPU named twice gets two
+    #[arg(long, value_name = "LIST", env = "ALARM_DIGEST_CPUS", value_parser = parse_cpus)]
+    pub cpus: Option<CpuList>,
+
+    /// Queue group that all cores subscribe in; one process per group, since state is not shared
+    #[arg(long, value_name = "NAME", env = "ALARM_DIGEST_QUEUE_GROUP", default_value = "alarm-digest")]
+    #[arg(value_parser = parse_queue_group)]
+    pub queue_group: String,
+
+    /// How long a cleared alarm is remembered; a change that arrives later than that may be told again
+    #[arg(long, value_name = "TIME", env = "ALARM_DIGEST_RETENTION", default_value = "24h")]
+    #[arg(value_parser = humantime::parse_duration)]
+    pub retention: Duration,
+
+    /// Exit with an error when no server answers at the start, instead of waiting for one
+    #[arg(long, env = "ALARM_DIGEST_NO_WAIT")]
+    pub no_wait: bool,
+
+    /// Longest time for finishing what has arrived after SIGTERM or SIGINT
+    #[arg(long, value_name = "TIME", env = "ALARM_DIGEST_DRAIN_TIMEOUT", default_value = "30s")]
+    #[arg(value_parser = humantime::parse_duration)]
+    pub drain_timeout: Duration,
+
+    /// How long a core spins before it sleeps; only where it has its CPU for itself
+    #[arg(long, value_name = "TIME", env = "ALARM_DIGEST_SPIN", default_value = "0s")]
+    #[arg(value_parser = humantime::parse_duration)]
+    pub spin: Duration,
+
+    /// Quiet for so long: ask the server whether it lives; twice as long without an answer: reconnect
+    #[arg(long, value_name = "TIME", env = "ALARM_DIGEST_PING_INTERVAL", default_value = "10s")]
+    #[arg(value_parser = parse_span)]
+    pub ping_interval: Duration,
+
+    /// Longest wait between two attempts to connect; the first is 50 ms, each next one twice as long, less up to half
+    #[arg(long, value_name = "TIME", env = "ALARM_DIGEST_RECONNECT_DELAY_MAX", default_value = "2s")]
+    #[arg(value_parser = parse_span)]
+    pub reconnect_delay_max: Duration,
+
+    /// Bytes of output per core that hold back its input
+    #[arg(long, value_name = "BYTES", env = "ALARM_DIGEST_OUTPUT_BYTES_MAX", default_value_t = 4 << 20)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub output_bytes_max: u32,
+
+    /// Bytes of digests per core that may wait for a lost link before its peers have to wait
+    #[arg(long, value_name = "BYTES", env = "ALARM_DIGEST_UNSETTLED_BYTES_MAX", default_value_t = 64 << 20)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub unsettled_bytes_max: u32,
+
+    /// Messages waiting between two cores that hold back the input of the one that sends
+    #[arg(long, value_name = "N", env = "ALARM_DIGEST_MAIL_MAX", default_value_t = 16 << 10)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub mail_max: u32,
+
+    /// How log lines look; what is logged is set by RUST_LOG, `info` by default
+    #[arg(long, value_name = "FORMAT", env = "ALARM_DIGEST_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+impl NatsArgs {
+    /// The four subjects.
+    ///
+    /// # Errors
+    /// When two of them are the same: the service would read what it writes.
+    pub fn subjects(&self) -> Result<Subjects, String> {
+        let all = [&self.subject_changed, &self.subject_send, &self.subject_digest, &self.subject_rejected];
+        let same = all.iter().enumerate().find(|(at, subject)| all[..*at].contains(subject));
+        if let Some((_, subject)) = same {
+            return Err(format!("expected four different subjects, got `{subject}` for two of them"));
+        }
+        let [changed, send, digest, rejected] = all.map(Clone::clone);
+        Ok(Subjects { changed, send, digest, rejected })
+    }
+
+    /// How a connection named `name` is kept.
+    #[must_use]
+    pub fn session(&self, name: &str, ping_interval: Duration) -> SessionConfig {
+        let connect = ConnectOptions {
+            name: name.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            echo: false,
+            ..ConnectOptions::default()
+        };
+        SessionConfig {
+            connect,
+            limits: Limits::client(),
+            handshake_max: self.connect_timeout,
+            ping_interval,
+            silence_max: ping_interval * 2,
+            max_payload_at_least: DIGEST_BYTES_MAX_AT_LEAST as u64,
+        }
+    }
+}
+
+impl Cli {
+    /// What every shard needs to know.
+    ///
+    /// # Errors
+    /// When settings do not go together.
+    pub fn shard_config(&self) -> Result<ShardConfig, String> {
+        Ok(ShardConfig {
+            subjects: self.nats.subjects()?,
+            queue_group: self.run.queue_group.clone(),
+            retention: self.run.retention,
+            output_bytes_max: self.run.output_bytes_max as usize,
+            unsettled_bytes_max: self.run.unsettled_bytes_max as usize,
+            mail_max: self.run.mail_max as usize,
+            session: self.nats.session("alarm-digest", self.run.ping_interval),
+        })
+    }
+}
+
+/// A host and a port, not looked up yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Server {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
+/// Source: NATS client port, IANA 4222.
+const PORT: u16 = 4222;
+
+fn parse_server(url: &str) -> Result<Server, String> {
+    let authority = match url.split_once("://") {
+        None => url,
+        Some(("nats", authority)) => authority,
+        Some((scheme, _)) => return Err(format!("expected nats://HOST:PORT, got scheme `{scheme}`")),
+    };
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    if authority.contains('@') {
+        // Not repeated: it may hold a secret.
+        return Err("expected HOST:PORT, got credentials, which are not supported".into());
+    }
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((host, "")) => (host, None),
+            Some((host, port)) => (host, Some(port.strip_prefix(':').unwrap_or(port))),
+            None => return Err(format!("expected `]` after `[`, got `{authority}`")),
+        },
+        None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
+    };
+    if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/') {
+        return Err(format!("expected HOST or HOST:PORT, got `{authority}`"));
+    }
+    let port = port
+        .map_or(Ok(PORT), str::parse)
+        .map_err(|_| format!("expected a port from 0 to 65535 in `{authority}`"))?;
+    Ok(Server { host: host.into(), port })
+}
+
+/// A subject stands in a header of each dead letter, which has to fit into the smallest payload we work with.
+const SUBJECT_BYTES_MAX: usize = 256;
+
+fn parse_subject(text: &str) -> Result<String, String> {
+    if text.len() > SUBJECT_BYTES_MAX {
+        return Err(format!("expected at most {SUBJECT_BYTES_MAX} bytes, got {}", text.len()));
+    }
+    Subject::new(text).map(|_| text.into()).map_err(|error| error.to_string())
+}
+
+fn parse_queue_group(text: &str) -> Result<String, String> {
+    QueueGroup::new(text).map(|_| text.into()).map_err(|error| error.to_string())
+}
+
+fn parse_span(text: &str) -> Result<Duration, String> {
+    let span = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if span < Duration::from_millis(1) { Err(format!("expected at least 1ms, got {text}")) } else { Ok(span) }
+}
+
+/// CPUs in the order given.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CpuList(pub Vec<usize>);
+
+/// Source: Linux `CPU_SETSIZE`, sched.h.
+const CPUS_MAX: usize = 1024;
+
+fn parse_cpus(list: &str) -> Result<CpuList, String> {
+    let number = |text: &str| match text.trim().parse::<usize>() {
+        Ok(cpu) if cpu < CPUS_MAX => Ok(cpu),
+        _ => Err(format!("expected CPU numbers below {CPUS_MAX} like 0,2-3, got `{list}`")),
+    };
+    let mut cpus = Vec::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(format!("expected a range from low to high, got `{part}`"));
+        }
+        cpus.extend(first..=last);
+    }
+    Ok(CpuList(cpus))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn a_server_is_a_host_with_or_without_a_scheme_and_a_port() {
+        for (url, server) in [
+            ("localhost", "localhost:4222"),
+            ("localhost:1", "localhost:1"),
+            ("nats://10.0.0.1:4223", "10.0.0.1:4223"),
+            ("nats://nats.example/", "nats.example:4222"),
+            ("[::1]", "[::1]:4222"),
+            ("nats://[::1]:4223", "[::1]:4223"),
+        ] {
+            assert_eq!(parse_server(url).map(|server| server.to_string()), Ok(server.into()));
+        }
+        for url in
+            ["", ":4222", "nats://", "tls://x", "x:y", "x:65536", "x:1:2", "u:p@x", "[::1", "a b", "x/y"]
+        {
+            assert!(parse_server(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_refused_url_does_not_repeat_its_password() {
+        assert!(!parse_server("nats://user:secret@host").expect_err("has credentials").contains("secret"));
+    }
+
+    #[test]
+    fn cpus_are_numbers_and_ranges() {
+        assert_eq!(parse_cpus("0,2-3,0"), Ok(CpuList(vec![0, 2, 3, 0])));
+        for list in ["", "a", "1-", "-1", "3-1", "0,,1", "1024"] {
+            assert!(parse_cpus(list).is_err(), "{list}");
+        }
+    }
+
+    #[test]
+    fn the_service_does_not_read_what_it_writes() {
+        let subjects = |arguments: &[&str]| {
+            Cli::try_parse_from(["alarm-digest"].iter().chain(arguments))
+                .map_err(|error| error.to_string())?
+                .nats
+                .subjects()
+        };
+        assert!(subjects(&[]).is_ok());
+        assert!(subjects(&["--subject-digest", "SendAlarmDigest"]).is_err());
+        for bad in ["", "a b", "a..b", "*", "a.>"] {
+            assert!(subjects(&["--subject-changed", bad]).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! Drives one shard on one glommio executor: socket, mail, time, reconnecting, draining.
+//!
+//! One task and one loop. Each turn asks everything that could have something for the shard, and the task sleeps only
+//! when nothing had: then each of them has its waker. A task per direction would wake the executor as often again, and
+//! a wake-up is what glommio is dear at.
+//!
+//! Never: a decision about messages. Those are `shard`'s.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use alarm_digest::alarm::Timestamp;
+use alarm_digest::config::Server;
+use alarm_digest::mesh::Mesh;
+use alarm_digest::shard::{Counters, Mail, Notice, Shard, ShardId};
+use futures_lite::io::{AsyncRead, AsyncWrite};
+use glommio::net::TcpStream;
+use glommio::timer::Timer;
+use tracing::{debug, info, warn};
+
+use crate::connect::connect;
+use crate::stop::{Stage, Stop};
+
+/// How often the shard is told the time. What needs time in it counts in seconds.
+const TICK: Duration = Duration::from_secs(1);
+
+/// nats-server writes at most 64 KiB at a time. A larger operation makes the buffer grow until it is through.
+const READ_BYTES: usize = 64 * 1024;
+
+/// The first wait after an attempt to connect failed.
+const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
+
+/// What all drivers share.
+pub struct Common {
+    pub servers: Vec<Server>,
+    pub connect_timeout: Duration,
+    pub reconnect_delay_max: Duration,
+    pub mesh: Mesh<Mail>,
+    pub stop: Stop,
+    /// Called by each core when it is connected for the first time.
+    pub on_first_ready: Box<dyn Fn(&Server) + Send + Sync>,
+}
+
+/// How a core ended.
+pub struct Report {
+    pub counters: Counters,
+    pub users: usize,
+    pub alarms: usize,
+    /// Publications that the server was not proved to have.
+    pub unsettled: usize,
+    pub is_drained: bool,
+}
+
+/// One core's driver.
+///
+/// `buffer[start..end]` came from the socket and is not used yet; all of `buffer` is initialised.
+pub struct Driver {
+    id: ShardId,
+    shard: Shard,
+    common: Arc<Common>,
+    link: Link,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// The last read or decode found everything used: only a read can bring more.
+    is_dry: bool,
+    inbox: Vec<Mail>,
+    epoch: Instant,
+    timer: Option<Timer>,
+    attempts: u32,
+    /// The next server to try, as an index into `common.servers` that wraps around.
+    server_next: usize,
+    has_been_ready: bool,
+}
+
+enum Link {
+    Waiting(Timer),
+    Connecting(Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>),
+    Up(TcpStream),
+}
+
+impl Driver {
+    pub fn new(id: ShardId, shard: Shard, common: Arc<Common>) -> Self {
+        Self {
+            id,
+            shard,
+            // Cores that start together begin at different servers, so that the load is spread.
+            server_next: id.0,
+            common,
+            link: Link::Waiting(Timer::new(Duration::ZERO)),
+            buffer: vec![0; READ_BYTES],
+            start: 0,
+            end: 0,
+            is_dry: true,
+            inbox: Vec::new(),
+            epoch: Instant::now(),
+            timer: None,
+            attempts: 0,
+            has_been_ready: false,
+        }
+    }
+
+    /// Runs until drained or aborted.
+    pub async fn run(mut self) -> Report {
+        loop {
+            std::future::poll_fn(|cx| self.poll_turn(cx)).await;
+            let is_aborted = self.common.stop.stage() == Stage::Abort;
+            if self.shard.is_drained() || is_aborted {
+                break;
+            }
+            // A socket that always has more would keep timers and the poll for writing from ever being looked at.
+            glommio::yield_if_needed().await;
+        }
+        if let Link::Up(stream) = &self.link {
+            let _ = stream.shutdown(std::net::Shutdown::Both).await;
+        }
+        let book = self.shard.book();
+        Report {
+            counters: self.shard.counters().clone(),
+            users: book.users(),
+            alarms: book.alarms(),
+            unsettled: self.shard.unsettled(),
+            is_drained: self.shard.is_drained(),
+        }
+    }
+
+    /// Ready when anything was done; pending when there was nothing to do and whatever could change that has a waker.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let now = self.epoch.elapsed();
+        let mut did = self.poll_stop(cx, now);
+        did |= self.poll_time(cx, now);
+        did |= self.poll_link(cx, now);
+        did |= self.poll_mail_in(cx);
+        self.shard.finish_turn(now);
+        did |= self.poll_write(cx, now);
+        did |= self.poll_mail_out(cx);
+        self.say_notices();
+        if did { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn poll_stop(&mut self, cx: &Context<'_>, now: Duration) -> bool {
+        match self.common.stop.poll(self.id, cx) {
+            Stage::Run => false,
+            Stage::Drain => {
+                // Asked anew each turn; only the first time does something.
+                self.shard.drain(now);
+                self.shard.is_drained()
+            }
+            Stage::Abort => true,
+        }
+    }
+
+    fn poll_time(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
+        let timer = self.timer.get_or_insert_with(|| Timer::new(TICK));
+        if Pin::new(timer).poll(cx).is_pending() {
+            return false;
+        }
+        self.timer = None;
+        if let Err(fault) = self.shard.on_time(now, wall_clock()) {
+            self.lose_link(&fault);
+        }
+        true
+    }
+
+    fn poll_link(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
+        match &mut self.link {
+            Link::Waiting(timer) => {
+                if Pin::new(timer).poll(cx).is_pending() {
+                    return false;
+                }
+                self.link = Link::Connecting(Box::pin(self.open()));
+                true
+            }
+            Link::Connecting(opening) => match opening.as_mut().poll(cx) {
+                Poll::Pending => false,
+                Poll::Ready(Ok(stream)) => {
+                    self.link = Link::Up(stream);
+                    (self.start, self.end, self.is_dry) = (0, 0, true);
+                    self.shard.on_link(now);
+                    true
+                }
+                Poll::Ready(Err(error)) => {
+                    self.lose_link(&error);
+                    true
+                }
+            },
+            Link::Up(_) => self.poll_read(cx, now),
+        }
+    }
+
+    /// One read and all that it brings, or what an earlier one brought and the shard did not take.
+    fn poll_read(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
+        if !self.shard.takes_bytes() {
+            return false;
+        }
+        if self.is_dry {
+            match self.poll_fill(cx) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(())) => self.shard.heard(now),
+                Poll::Ready(Err(error)) => {
+                    self.lose_link(&error);
+                    return true;
+                }
+            }
+        }
+        match self.shard.receive(&self.buffer[self.start..self.end], now) {
+            Ok(used) => self.start += used,
+            Err(fault) => {
+                self.lose_link(&fault);
+                return true;
+            }
+        }
+        // Only a shard that is full leaves complete operations behind.
+        self.is_dry = self.shard.takes_bytes();
+        true
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Link::Up(stream) = &mut self.link else { unreachable!("only a link that is up is read") };
+        self.buffer.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        if self.end == self.buffer.len() {
+            // One operation fills it all; the decoder's limits say how large that can be.
+            self.buffer.resize(self.buffer.len() * 2, 0);
+        } else if self.end < READ_BYTES && self.buffer.len() > READ_BYTES {
+            self.buffer.truncate(READ_BYTES);
+            self.buffer.shrink_to_fit();
+        }
+        match ready!(Pin::new(stream).poll_read(cx, &mut self.buffer[self.end..]))? {
+            0 => {
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "server closed the connection")))
+            }
+            bytes => {
+                self.end += bytes;
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    fn poll_mail_in(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.shard.takes_mail()
+            || self.common.mesh.poll_receive(self.id, &mut self.inbox, cx).is_pending()
+        {
+            return false;
+        }
+        self.inbox.drain(..).for_each(|mail| self.shard.on_mail(mail));
+        true
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
+        let mut did = false;
+        while let Link::Up(stream) = &mut self.link
+            && !self.shard.output().is_empty()
+        {
+            match Pin::new(stream).poll_write(cx, self.shard.output()) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(bytes)) => self.shard.wrote(bytes, now),
+                Poll::Ready(Err(error)) => self.lose_link(&error),
+            }
+            did = true;
+        }
+        did
+    }
+
+    fn poll_mail_out(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut did = false;
+        for peer in (0..self.common.mesh.shards()).map(ShardId) {
+            let mail = self.shard.mail_for(peer);
+            if !mail.is_empty() && self.common.mesh.poll_send(peer, mail, cx).is_ready() {
+                did = true;
+            }
+        }
+        if did {
+            self.shard.mail_moved();
+        }
+        did
+    }
+
+    /// Resolving and connecting block, so a thread beside the executor does it.
+    fn open(&mut self) -> impl Future<Output = io::Result<TcpStream>> + 'static {
+        let servers = &self.common.servers;
+        let server = servers[self.server_next % servers.len()].clone();
+        let timeout = self.common.connect_timeout;
+        async move {
+            let socket = glommio::executor().spawn_blocking(move || connect(&server, timeout)).await?;
+            Ok(TcpStream::from(socket))
+        }
+    }
+
+    /// Closes the link, if there is one, says why, and goes on with the next server after a while.
+    fn lose_link(&mut self, why: &dyn std::fmt::Display) {
+        let was_ready = self.shard.link().is_some_and(|link| link.is_ready());
+        let (core, server, attempt) = (self.id.0, self.server(), self.attempts + 1);
+        if was_ready {
+            warn!(core, %server, "disconnected: {why}");
+        } else if attempt.is_power_of_two() {
+            // The first failure and then ever fewer of them.
+            warn!(core, %server, attempt, "cannot connect, trying on: {why}");
+        }
+        if let Link::Up(stream) = &mut self.link {
+            // Dropping it alone would close it only when the executor next looks at its polls.
+            let _ = Pin::new(stream).poll_close(&mut Context::from_waker(Waker::noop()));
+        }
+        self.shard.on_link_lost();
+        self.server_next += 1;
+        let delay = reconnect_delay(self.attempts, self.common.reconnect_delay_max);
+        self.attempts += 1;
+        self.link = Link::Waiting(Timer::new(delay));
+    }
+
+    fn server(&self) -> &Server {
+        &self.common.servers[self.server_next % self.common.servers.len()]
+    }
+
+    fn say_notices(&mut self) {
+        if self.shard.notices().is_empty() {
+            return;
+        }
+        let core = self.id.0;
+        for notice in std::mem::take(self.shard.notices()) {
+            match notice {
+                Notice::Ready => {
+                    self.attempts = 0;
+                    self.say_ready();
+                }
+                Notice::Refused(text) => warn!(core, server = %self.server(), "server refused: {text}"),
+                Notice::Rejected { subject, rejection, unsaid } => {
+                    warn!(
+                        core,
+                        subject,
+                        reason = rejection.reason.name(),
+                        unsaid,
+                        "bad message: {rejection}"
+                    );
+                }
+            }
+        }
+    }
+
+    fn say_ready(&mut self) {
+        let link = self.shard.link().and_then(|link| link.info());
+        let version = link.map_or("", |info| info.version.as_str());
+        if self.has_been_ready {
+            info!(core = self.id.0, server = %self.server(), version, "reconnected");
+            return;
+        }
+        self.has_been_ready = true;
+        debug!(core = self.id.0, server = %self.server(), version, "connected");
+        (self.common.on_first_ready)(self.server());
+    }
+}
+
+/// Twice as long each time up to `max`, and each time between a half and the whole of that, so that cores which lost
+/// the same server do not come back in step.
+fn reconnect_delay(attempts: u32, max: Duration) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let whole = RECONNECT_DELAY_MIN.saturating_mul(1 << attempts.min(16)).min(max);
+    let random = RandomState::new().hash_one(attempts) >> 32;
+    whole / 2 + (whole / 2).mul_f64(random as f64 / f64::from(u32::MAX))
+}
+
+fn wall_clock() -> Timestamp {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::new(since_1970.as_secs().try_into().unwrap_or(i64::MAX), since_1970.subsec_nanos())
+}

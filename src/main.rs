@@ -1,0 +1,184 @@
+//! Chooses CPUs, builds the mesh, starts the cores, waits for signals, joins. The library does the thinking.
+
+mod client;
+mod connect;
+mod driver;
+mod preflight;
+mod stop;
+mod verify;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use alarm_digest::config::{Cli, LogFormat, Server, Task};
+use alarm_digest::mesh::Mesh;
+use alarm_digest::message::Reason;
+use alarm_digest::shard::{Counters, Shard, ShardId};
+use anyhow::{Context, Result, anyhow};
+use clap::Parser;
+use glommio::{LocalExecutorBuilder, Placement};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::client::Client;
+use crate::driver::{Common, Driver, Report};
+use crate::stop::{Stage, Stop};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Some(Task::Verify { timeout }) => verify(&cli, *timeout),
+        None => run(&cli),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("alarm-digest: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn verify(cli: &Cli, timeout: Duration) -> Result<ExitCode> {
+    verify::verify(&cli.nats, timeout, |step| println!("ok  {step}"))?;
+    println!("Smoke test passed");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    start_log(cli.run.log_format);
+    let config = cli.shard_config().map_err(anyhow::Error::msg)?;
+    let cpus = preflight::preflight(&cli.run)?;
+    if cli.run.no_wait {
+        expect_a_server(cli)?;
+    }
+    let cores = cpus.len();
+    let common = Arc::new(Common {
+        servers: cli.nats.server.clone(),
+        connect_timeout: cli.nats.connect_timeout,
+        reconnect_delay_max: cli.run.reconnect_delay_max,
+        mesh: Mesh::new(cores, config.mail_max),
+        stop: Stop::new(cores),
+        on_first_ready: Box::new(say_started(cpus.clone())),
+    });
+    // Before the first core starts, so that no signal can fall between.
+    let signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen for SIGTERM and SIGINT")?;
+
+    let mut handles = Vec::with_capacity(cores);
+    for (id, cpu) in cpus.into_iter().enumerate().map(|(id, cpu)| (ShardId(id), cpu)) {
+        let (config, common) = (config.clone(), Arc::clone(&common));
+        let handle = LocalExecutorBuilder::new(Placement::Fixed(cpu))
+            .name("core")
+            // Memory for files that glommio would lock; there are none.
+            .io_memory(64 << 10)
+            .preempt_timer(Duration::from_millis(10))
+            .spin_before_park(cli.run.spin)
+            .spawn(move || Driver::new(id, Shard::new(id, common.mesh.shards(), config), common).run())
+            .map_err(|error| anyhow!("cannot start a core on CPU {cpu}: {error}"))?;
+        handles.push(handle);
+    }
+    let drain_timeout = cli.run.drain_timeout;
+    let for_signals = Arc::clone(&common);
+    std::thread::spawn(move || obey(signals, &for_signals.stop, drain_timeout));
+
+    let mut reports = Vec::with_capacity(cores);
+    for handle in handles {
+        let report = handle.join().map_err(|error| anyhow!("a core ended with an error: {error}"))?;
+        reports.push(report);
+    }
+    Ok(summarize(&reports))
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let is_terminal = std::io::stderr().is_terminal();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(is_terminal);
+    match format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+/// For `--no-wait`: whether any server takes us through its handshake.
+fn expect_a_server(cli: &Cli) -> Result<()> {
+    let mut failures = Vec::new();
+    for server in &cli.nats.server {
+        let session = cli.nats.session("alarm-digest", cli.run.ping_interval);
+        let client = connect::connect(server, cli.nats.connect_timeout)
+            .and_then(|socket| Client::new(socket.into(), session));
+        match client {
+            Ok(_) => return Ok(()),
+            Err(error) => failures.push(format!("{server}: {error}")),
+        }
+    }
+    Err(anyhow!("expected a server that answers, got none. {}", failures.join("; ")))
+}
+
+/// The line that says that all cores are connected, said by the last of them.
+fn say_started(cpus: Vec<usize>) -> impl Fn(&Server) + Send + Sync {
+    let ready = AtomicUsize::new(0);
+    move |server| {
+        if ready.fetch_add(1, Ordering::AcqRel) + 1 == cpus.len() {
+            info!(%server, ?cpus, version = env!("CARGO_PKG_VERSION"), "started: all cores are connected and subscribed");
+        }
+    }
+}
+
+/// The first signal drains; a second one, or `drain_timeout`, aborts.
+fn obey(mut signals: Signals, stop: &Stop, drain_timeout: Duration) {
+    signals.forever().next();
+    info!(?drain_timeout, "draining: a second signal stops at once");
+    stop.advance(Stage::Drain);
+    let deadline = Instant::now() + drain_timeout;
+    while Instant::now() < deadline {
+        if signals.pending().next().is_some() {
+            warn!("stopping at once: second signal");
+            return stop.advance(Stage::Abort);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    warn!("stopping at once: not drained within {drain_timeout:?}");
+    stop.advance(Stage::Abort);
+}
+
+fn summarize(reports: &[Report]) -> ExitCode {
+    let mut all = Counters::default();
+    reports.iter().for_each(|report| all.add(&report.counters));
+    let sum = |what: fn(&Report) -> usize| reports.iter().map(what).sum::<usize>();
+    let rejected: Vec<String> = Reason::ALL
+        .iter()
+        .map(|reason| (reason.name(), all.rejected[*reason as usize]))
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    let (unsettled, undrained) =
+        (sum(|report| report.unsettled), sum(|report| usize::from(!report.is_drained)));
+    info!(
+        changes = all.changes,
+        requests = all.requests,
+        rejected = if rejected.is_empty() { "none".into() } else { rejected.join(", ") },
+        digests = all.digests,
+        alarms_told = all.alarms_told,
+        mailed = all.mailed,
+        settled = all.settled,
+        resent = all.resent,
+        refused = all.refused,
+        reconnects = all.connected.saturating_sub(reports.len() as u64),
+        users = sum(|report| report.users),
+        alarms = sum(|report| report.alarms),
+        "stopped"
+    );
+    if undrained == 0 {
+        return ExitCode::SUCCESS;
+    }
+    error!(
+        unsettled,
+        cores = undrained,
+        "not drained: {unsettled} publications were not proved to have reached the server, and {undrained} cores may \
+         not have read all that was sent to them"
+    );
+    ExitCode::FAILURE
+}
