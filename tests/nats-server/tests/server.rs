@@ -1,7 +1,7 @@
 //! The fixture against the servers it can get, and against a shell.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -60,6 +60,26 @@ fn a_killed_server_comes_back_on_its_port() {
         assert_eq!(server.addr(), addr);
         assert_ne!(server.pid(), pid);
         assert_eq!(server.log().matches("Server is ready").count(), 5, "{}", server.log());
+    });
+}
+
+#[test]
+fn a_server_waits_for_its_port_to_be_free_again() {
+    on_each(|binary| {
+        let mut server = Server::start(binary).unwrap();
+        server.kill();
+        let passer_by = TcpListener::bind(server.addr()).unwrap();
+        thread::scope(|scope| {
+            let restarted = scope.spawn(|| {
+                server.restart().unwrap();
+                assert_eq!(pong(&server, SOON).as_deref(), Some("PONG"));
+                server.log()
+            });
+            thread::sleep(Duration::from_millis(300));
+            drop(passer_by);
+            let log = restarted.join().unwrap();
+            assert!(log.contains("address already in use"), "{log}");
+        });
     });
 }
 
