@@ -158,6 +158,75 @@ trait Sender {
     const SIZE_DIGITS_MAX: usize;
     /// Whether INFO may follow its verb without a blank, and whether a CR inside a line is refused.
     const IS_CLIENT: bool;
+
+    /// The verb of a message without headers, and the one with them.
+    const MESSAGE: [Verb; 2];
+
+    /// A whole message with its length, if there is one and it is written as everybody writes it: upper case, single
+    /// spaces, CR LF. `None` says nothing about the bytes.
+    #[inline(always)]
+    fn common(bytes: &[u8], limits: Limits) -> Option<(Layout, usize)> {
+        let window = bytes.first_chunk::<64>()?;
+        // `MSG ` or `HMSG`, `PUB ` or `HPUB`, as one number.
+        let start = u32::from_le_bytes([window[0], window[1], window[2], window[3]]);
+        let plain = Self::MESSAGE[0].name().as_bytes();
+        let (verb, args) = if start == u32::from_le_bytes([plain[0], plain[1], plain[2], b' ']) {
+            (Self::MESSAGE[0], 4)
+        } else if start == u32::from_le_bytes([b'H', plain[0], plain[1], plain[2]]) && window[4] == b' ' {
+            (Self::MESSAGE[1], 5)
+        } else {
+            return None;
+        };
+        // One bit for each byte up to and with the space: where the arguments end. More of them in the payload do no
+        // harm, since only the first few are looked at.
+        let mut ends = scan::controls_and_spaces(window) >> args << args;
+        let mut at = args;
+        let mut token = || {
+            let end = ends.trailing_zeros() as usize;
+            ends &= ends.wrapping_sub(1);
+            let span = Span::new(at, end);
+            at = end + 1;
+            span
+        };
+        let mut layout = Layout::new(verb, token(), 0);
+        if !Self::IS_CLIENT {
+            layout.sid = token();
+        }
+        let mut size = token();
+        let end_of = |span: Span| window.get(span.end).copied();
+        let mut headers = Span::default();
+        if verb == Self::MESSAGE[1] {
+            headers = size;
+            size = token();
+        }
+        if end_of(size) == Some(b' ') {
+            layout.optional = if verb == Self::MESSAGE[1] { headers } else { size };
+            headers = size;
+            size = token();
+        }
+        if window.get(size.end) != Some(&b'\r') || bytes.get(size.end + 1) != Some(&b'\n') {
+            return None;
+        }
+        let space = |span: Span| span.start < span.end && window.get(span.end) == Some(&b' ');
+        let maybe = |span: Span| span == Span::default() || space(span);
+        if !space(layout.first) || !maybe(layout.sid) || !maybe(layout.optional) {
+            return None;
+        }
+        if verb == Self::MESSAGE[1] {
+            if !space(headers) {
+                return None;
+            }
+            layout.header = scan::short_number(window, headers)? as usize;
+        }
+        layout.total = scan::short_number(window, size)? as usize;
+        layout.line = size.end + 2;
+        let end = layout.line + layout.total;
+        if layout.total > limits.payload_bytes_max || layout.header > layout.total {
+            return None;
+        }
+        let terminated = bytes.get(end) == Some(&b'\r') && bytes.get(end + 1) == Some(&b'\n');
+        terminated.then_some((layout, end + 2))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -166,6 +235,7 @@ struct FromServer;
 impl Sender for FromServer {
     const VERBS: &'static [Verb] =
         &[Verb::Msg, Verb::Hmsg, Verb::Ping, Verb::Pong, Verb::Ok, Verb::Err, Verb::Info];
+    const MESSAGE: [Verb; 2] = [Verb::Msg, Verb::Hmsg];
     const SIZE_DIGITS_MAX: usize = usize::MAX;
     const IS_CLIENT: bool = false;
 }
@@ -185,6 +255,7 @@ impl Sender for FromClient {
         Verb::Ok,
         Verb::Info,
     ];
+    const MESSAGE: [Verb; 2] = [Verb::Pub, Verb::Hpub];
     /// Source: nats-server, server/util.go, `parseSize`.
     const SIZE_DIGITS_MAX: usize = 9;
     const IS_CLIENT: bool = true;
@@ -237,6 +308,18 @@ impl<S: Sender> Machine<S> {
 
     #[inline]
     fn step(&mut self, bytes: &[u8]) -> Result<Step<Layout>, DecodeError> {
+        if let State::Line { searched: 0, .. } = self.state
+            && let Some((layout, used)) = S::common(bytes, self.limits)
+        {
+            self.offset += used as u64;
+            return Ok(Step::Op { op: layout, used });
+        }
+        self.any(bytes)
+    }
+
+    /// What is not as common as a whole message written the way servers and clients write it.
+    #[inline(never)]
+    fn any(&mut self, bytes: &[u8]) -> Result<Step<Layout>, DecodeError> {
         let layout = match self.state {
             State::Line { searched, blank } => match self.line(bytes, searched, blank)? {
                 Some(layout) => layout,

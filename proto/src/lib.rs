@@ -3,6 +3,8 @@
 
 #[cfg(feature = "alloc")]
 extern crate alloc;
+#[cfg(feature = "std")]
+extern crate std;
 
 mod decode;
 pub mod encode;
@@ -13,6 +15,8 @@ mod json;
 mod limits;
 mod name;
 mod op;
+#[cfg(feature = "alloc")]
+mod receive;
 mod scan;
 #[cfg(feature = "serde")]
 pub mod session;
@@ -27,4 +31,6 @@ pub use json::{ConnectOptions, JsonError, ServerInfo};
 pub use limits::{IGNORED_BYTES_MAX, Limits};
 pub use name::{NameError, QueueGroup, Sid, Subject, SubjectFilter, Token};
 pub use op::{ClientOp, ErrText, Message, Publish, ServerOp, Subscribe, Unsubscribe};
+#[cfg(feature = "alloc")]
+pub use receive::ReceiveBuffer;
 pub use sink::{Cursor, Full, Sink};

@@ -37,6 +37,19 @@ impl Limits {
         Self { line_bytes_max: 4096, info_bytes_max: 4096, payload_bytes_max: 1 << 20 }
     }
 
+    /// Upper bound for the length of one operation on the wire, and so for what a caller ever has to hold, in bytes.
+    #[must_use]
+    pub const fn operation_bytes_max(&self) -> usize {
+        let limits = self.clamped();
+        let line = if limits.line_bytes_max > limits.info_bytes_max {
+            limits.line_bytes_max
+        } else {
+            limits.info_bytes_max
+        };
+        // The verb, what is ignored, and two line ends.
+        line + limits.payload_bytes_max + IGNORED_BYTES_MAX + 16
+    }
+
     /// Every sum the decoder forms of limits and buffer lengths must fit a `usize`.
     pub(crate) const fn clamped(self) -> Self {
         const MAX: usize = usize::MAX / 4;

@@ -50,6 +50,43 @@ pub(crate) fn find_lf(bytes: &[u8], from: usize) -> Option<usize> {
     Some(from + words.len() * 8 + at)
 }
 
+/// One bit for each byte that is at most a space: the blanks, the line ends, and what looks like them at first sight.
+#[inline(always)]
+pub(crate) fn controls_and_spaces(window: &[u8; 64]) -> u64 {
+    let (words, _) = window.as_chunks::<8>();
+    let mut bits = 0;
+    for (index, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        // Adding 0x5f carries into the high bit from 0x21 on; no byte carries into its neighbour.
+        let above = ((word & !HIGHS) + ONES * 0x5f) | word;
+        let found = (!above & HIGHS) >> 7;
+        // Gathers the eight lowest bits in the highest byte.
+        bits |= (found.wrapping_mul(0x0102_0408_1020_4080) >> 56) << (index * 8);
+    }
+    bits
+}
+
+/// The value of one to eight digits, the first of which is not among the window's first few bytes.
+#[inline(always)]
+pub(crate) fn short_number(window: &[u8; 64], span: Span) -> Option<u64> {
+    let len = span.end.wrapping_sub(span.start);
+    let word = window.get(span.end.wrapping_sub(8)..span.end)?.first_chunk::<8>()?;
+    if len.wrapping_sub(1) >= 8 {
+        return None;
+    }
+    // The digits are the last bytes of the word; what stands before them becomes zeros.
+    let digits = (u64::from_le_bytes(*word) ^ (ONES * b'0' as u64)) & (u64::MAX << (64 - 8 * len));
+    if (digits.wrapping_add(ONES * 0x76) | digits) & HIGHS != 0 {
+        return None;
+    }
+    // Digits to pairs, pairs to fours, fours to the number: the sums never leave their lanes.
+    let pairs = digits.wrapping_mul(10) + (digits >> 8);
+    const LANES: u64 = 0x0000_00ff_0000_00ff;
+    let fours = (pairs & LANES).wrapping_mul(100 + (1_000_000 << 32));
+    let twos = ((pairs >> 16) & LANES).wrapping_mul(1 + (10_000 << 32));
+    Some((fours.wrapping_add(twos)) >> 32)
+}
+
 /// Splits `args` at runs of blanks. Returns the first `N` arguments, as spans shifted by `base`, and how many there are.
 pub(crate) fn split<const N: usize>(args: &[u8], base: usize) -> ([Span; N], usize) {
     let mut spans = [Span::default(); N];
@@ -113,6 +150,51 @@ mod tests {
         let (spans, count) = split::<2>(b" a\t \tb\x0bb c ", 10);
         assert_eq!((spans, count), ([Span::new(11, 12), Span::new(15, 18)], 3));
         assert_eq!(split::<1>(b" \t", 0).1, 0);
+    }
+
+    #[test]
+    fn bytes_up_to_the_space_are_marked_and_no_others() {
+        for byte in 0..=u8::MAX {
+            for at in 0..64 {
+                let mut window = [b'x'; 64];
+                window[at] = byte;
+                assert_eq!(controls_and_spaces(&window), u64::from(byte <= b' ') << at, "{byte} at {at}");
+            }
+        }
+        assert_eq!(controls_and_spaces(&[0; 64]), u64::MAX);
+        assert_eq!(controls_and_spaces(&[0xff; 64]), 0);
+    }
+
+    #[test]
+    fn a_short_number_is_the_number() {
+        let check = |text: &str| {
+            let mut window = [b'7'; 64];
+            let span = Span::new(20, 20 + text.len());
+            window[20..span.end].copy_from_slice(text.as_bytes());
+            assert_eq!(short_number(&window, span), number(text.as_bytes()), "{text}");
+        };
+        for number in [0, 1, 9, 10, 99, 123, 9_999, 10_000, 65_536, 1_048_576, 12_345_678, 99_999_999] {
+            let mut text = [0; 8];
+            for len in 1..=8 {
+                let mut rest = number;
+                for digit in text[..len].iter_mut().rev() {
+                    *digit = b'0' + (rest % 10) as u8;
+                    rest /= 10;
+                }
+                check(core::str::from_utf8(&text[..len]).unwrap());
+            }
+        }
+        for byte in 0..=0x7f_u8 {
+            for at in 0..8 {
+                let mut text = *b"12345678";
+                text[at] = byte;
+                check(core::str::from_utf8(&text).unwrap());
+            }
+        }
+        let window = [b'1'; 64];
+        for (start, end) in [(10, 10), (10, 19), (2, 7), (60, 65), (5, 4)] {
+            assert_eq!(short_number(&window, Span::new(start, end)), None, "{start}..{end}");
+        }
     }
 
     #[test]
