@@ -1,0 +1,83 @@
+//! The rules once more, as naively as they can be written: the whole history is kept, and searched each time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use alarm_digest::alarm::{AlarmId, Change, Condition, Digest, UserId};
+
+/// Every change that ever was, and what the last digest told of each alarm.
+#[derive(Default)]
+pub struct Oracle {
+    changes: BTreeMap<(UserId, AlarmId), BTreeSet<Condition>>,
+    told: BTreeMap<(UserId, AlarmId), Condition>,
+}
+
+impl Oracle {
+    pub fn apply(&mut self, change: &Change) {
+        let key = (change.user.clone(), change.alarm.clone());
+        self.changes.entry(key).or_default().insert(change.condition);
+    }
+
+    pub fn take_digest(&mut self, user: &UserId) -> Option<Digest> {
+        let due: Vec<AlarmId> =
+            self.alarms_of(user).filter(|alarm| self.is_to_be_told(user, alarm)).cloned().collect();
+        let mut alarms = Vec::new();
+        for alarm in due {
+            let latest = self.latest(user, &alarm);
+            self.told.insert((user.clone(), alarm.clone()), latest);
+            alarms.push((alarm, latest));
+        }
+        alarms.sort_by_key(|(alarm, condition)| (condition.changed_at(), alarm.clone()));
+        (!alarms.is_empty()).then(|| Digest { user: user.clone(), alarms })
+    }
+
+    /// Takes a digest that came out of the service instead, and says what is wrong with it.
+    pub fn hear(&mut self, user: &UserId, alarms: &[(AlarmId, Condition)]) -> Result<(), String> {
+        if alarms.is_empty() {
+            return Err("an empty digest".into());
+        }
+        if !alarms.is_sorted_by(|(a, at_a), (b, at_b)| (at_a.changed_at(), a) < (at_b.changed_at(), b)) {
+            return Err(format!("not oldest first: {alarms:?}"));
+        }
+        for (alarm, condition) in alarms {
+            let key = (user.clone(), alarm.clone());
+            let was_published = self.changes.get(&key).is_some_and(|changes| changes.contains(condition));
+            if !was_published {
+                return Err(format!("invented: {alarm:?} {condition:?}"));
+            }
+            if !condition.status().is_active() {
+                return Err(format!("not active: {alarm:?} {condition:?}"));
+            }
+            if let Some(told) = self.told.get(&key)
+                && !(told < condition && self.has_differed_since(user, alarm, *told))
+            {
+                return Err(format!("told {alarm:?} {told:?} and then {condition:?}, which is no news"));
+            }
+            self.told.insert(key, *condition);
+        }
+        Ok(())
+    }
+
+    /// Alarms that the user would have to be told of now.
+    pub fn missing(&self) -> Vec<(UserId, AlarmId)> {
+        self.changes.keys().filter(|(user, alarm)| self.is_to_be_told(user, alarm)).cloned().collect()
+    }
+
+    fn alarms_of(&self, user: &UserId) -> impl Iterator<Item = &AlarmId> {
+        self.changes.keys().filter(move |(other, _)| other == user).map(|(_, alarm)| alarm)
+    }
+
+    fn is_to_be_told(&self, user: &UserId, alarm: &AlarmId) -> bool {
+        let told = self.told.get(&(user.clone(), alarm.clone()));
+        self.latest(user, alarm).status().is_active()
+            && told.is_none_or(|told| self.has_differed_since(user, alarm, *told))
+    }
+
+    fn latest(&self, user: &UserId, alarm: &AlarmId) -> Condition {
+        *self.changes[&(user.clone(), alarm.clone())].last().expect("an alarm has at least one change")
+    }
+
+    fn has_differed_since(&self, user: &UserId, alarm: &AlarmId, told: Condition) -> bool {
+        let changes = &self.changes[&(user.clone(), alarm.clone())];
+        changes.iter().any(|condition| *condition > told && condition.status() != told.status())
+    }
+}
