@@ -159,74 +159,95 @@ trait Sender {
     /// Whether INFO may follow its verb without a blank, and whether a CR inside a line is refused.
     const IS_CLIENT: bool;
 
-    /// The verb of a message without headers, and the one with them.
-    const MESSAGE: [Verb; 2];
+    /// The verb of a message without headers; the one with them begins with an H.
+    const MESSAGE: [u8; 3];
 
     /// A whole message with its length, if there is one and it is written as everybody writes it: upper case, single
-    /// spaces, CR LF. `None` says nothing about the bytes.
+    /// spaces, CR LF, at most 64 bytes before the payload. `None` says nothing about the bytes.
     #[inline(always)]
     fn common(bytes: &[u8], limits: Limits) -> Option<(Layout, usize)> {
-        let window = bytes.first_chunk::<64>()?;
-        // `MSG ` or `HMSG`, `PUB ` or `HPUB`, as one number.
-        let start = u32::from_le_bytes([window[0], window[1], window[2], window[3]]);
-        let plain = Self::MESSAGE[0].name().as_bytes();
-        let (verb, args) = if start == u32::from_le_bytes([plain[0], plain[1], plain[2], b' ']) {
-            (Self::MESSAGE[0], 4)
-        } else if start == u32::from_le_bytes([b'H', plain[0], plain[1], plain[2]]) && window[4] == b' ' {
-            (Self::MESSAGE[1], 5)
+        let start = u32::from_le_bytes(*bytes.first_chunk()?);
+        let [a, b, c] = Self::MESSAGE;
+        if start == u32::from_le_bytes([a, b, c, b' ']) {
+            common_message::<false>(bytes, limits, Self::IS_CLIENT)
+        } else if start == u32::from_le_bytes([b'H', a, b, c]) {
+            common_message::<true>(bytes, limits, Self::IS_CLIENT)
         } else {
-            return None;
-        };
-        // One bit for each byte up to and with the space: where the arguments end. More of them in the payload do no
-        // harm, since only the first few are looked at.
-        let mut ends = scan::controls_and_spaces(window) >> args << args;
-        let mut at = args;
-        let mut token = || {
-            let end = ends.trailing_zeros() as usize;
-            ends &= ends.wrapping_sub(1);
-            let span = Span::new(at, end);
-            at = end + 1;
-            span
-        };
-        let mut layout = Layout::new(verb, token(), 0);
-        if !Self::IS_CLIENT {
-            layout.sid = token();
+            None
         }
-        let mut size = token();
-        let end_of = |span: Span| window.get(span.end).copied();
-        let mut headers = Span::default();
-        if verb == Self::MESSAGE[1] {
-            headers = size;
-            size = token();
-        }
-        if end_of(size) == Some(b' ') {
-            layout.optional = if verb == Self::MESSAGE[1] { headers } else { size };
-            headers = size;
-            size = token();
-        }
-        if window.get(size.end) != Some(&b'\r') || bytes.get(size.end + 1) != Some(&b'\n') {
-            return None;
-        }
-        let space = |span: Span| span.start < span.end && window.get(span.end) == Some(&b' ');
-        let maybe = |span: Span| span == Span::default() || space(span);
-        if !space(layout.first) || !maybe(layout.sid) || !maybe(layout.optional) {
-            return None;
-        }
-        if verb == Self::MESSAGE[1] {
-            if !space(headers) {
-                return None;
-            }
-            layout.header = scan::short_number(window, headers)? as usize;
-        }
-        layout.total = scan::short_number(window, size)? as usize;
-        layout.line = size.end + 2;
-        let end = layout.line + layout.total;
-        if layout.total > limits.payload_bytes_max || layout.header > layout.total {
-            return None;
-        }
-        let terminated = bytes.get(end) == Some(&b'\r') && bytes.get(end + 1) == Some(&b'\n');
-        terminated.then_some((layout, end + 2))
     }
+}
+
+#[inline(always)]
+fn common_message<const HEADERS: bool>(
+    bytes: &[u8],
+    limits: Limits,
+    from_client: bool,
+) -> Option<(Layout, usize)> {
+    // One bit for each byte up to and with the space: the blank after the verb, the ends of the arguments, CR and LF.
+    // More of them in the payload do no harm: the first two in a row are the end of the line, or we do not know.
+    let verb_len = if HEADERS { 4 } else { 3 };
+    let args = bytes.get(verb_len..)?;
+    let mut ends = u64::from(scan::ends(args.first_chunk()?));
+    let mut pairs = ends & (ends << 1);
+    if pairs == 0 {
+        ends |= u64::from(scan::ends(args.get(32..)?.first_chunk()?)) << 32;
+        pairs = ends & (ends << 1);
+        if pairs == 0 {
+            return None;
+        }
+    }
+    let cr = verb_len + pairs.trailing_zeros() as usize - 1;
+    let mut next_end = || {
+        let end = verb_len + ends.trailing_zeros() as usize;
+        ends &= ends.wrapping_sub(1);
+        end
+    };
+    let verb_end = next_end();
+    let first_end = next_end();
+    let sid_end = if from_client { first_end } else { next_end() };
+    let mut optional_end = sid_end;
+    let mut header_end = if HEADERS { next_end() } else { sid_end };
+    let mut size_end = next_end();
+    if size_end != cr {
+        (optional_end, header_end) = (if HEADERS { header_end } else { size_end }, size_end);
+        size_end = next_end();
+    }
+    let is_space = |at: usize| bytes.get(at) == Some(&b' ');
+    let are_spaces = is_space(verb_end)
+        && is_space(first_end)
+        && (from_client || is_space(sid_end))
+        && is_space(optional_end)
+        && (!HEADERS || is_space(header_end));
+    if size_end != cr || verb_end != verb_len || !are_spaces || bytes.get(cr..cr + 2) != Some(b"\r\n") {
+        return None;
+    }
+    let header = if HEADERS {
+        scan::short_number(bytes, Span::new(optional_end + 1, header_end))? as usize
+    } else {
+        0
+    };
+    let total = scan::short_number(bytes, Span::new(header_end + 1, cr))? as usize;
+    let (line, end) = (cr + 2, cr + 2 + total);
+    if total > limits.payload_bytes_max || header > total || bytes.get(end..end + 2) != Some(b"\r\n") {
+        return None;
+    }
+    let verb = match (from_client, HEADERS) {
+        (false, false) => Verb::Msg,
+        (false, true) => Verb::Hmsg,
+        (true, false) => Verb::Pub,
+        (true, true) => Verb::Hpub,
+    };
+    let layout = Layout {
+        verb,
+        first: Span::new(verb_end + 1, first_end),
+        optional: Span::new(sid_end + 1, optional_end),
+        sid: Span::new(first_end + 1, sid_end),
+        line,
+        header,
+        total,
+    };
+    Some((layout, end + 2))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -235,7 +256,7 @@ struct FromServer;
 impl Sender for FromServer {
     const VERBS: &'static [Verb] =
         &[Verb::Msg, Verb::Hmsg, Verb::Ping, Verb::Pong, Verb::Ok, Verb::Err, Verb::Info];
-    const MESSAGE: [Verb; 2] = [Verb::Msg, Verb::Hmsg];
+    const MESSAGE: [u8; 3] = *b"MSG";
     const SIZE_DIGITS_MAX: usize = usize::MAX;
     const IS_CLIENT: bool = false;
 }
@@ -255,7 +276,7 @@ impl Sender for FromClient {
         Verb::Ok,
         Verb::Info,
     ];
-    const MESSAGE: [Verb; 2] = [Verb::Pub, Verb::Hpub];
+    const MESSAGE: [u8; 3] = *b"PUB";
     /// Source: nats-server, server/util.go, `parseSize`.
     const SIZE_DIGITS_MAX: usize = 9;
     const IS_CLIENT: bool = true;

@@ -64,12 +64,7 @@ pub fn publish<S: Sink>(
     reply: Option<Subject<'_>>,
     payload: &[u8],
 ) -> S::Output {
-    let head = PublishHead::new(subject, reply, None, payload.len());
-    out.append(head.len() + payload.len() + TAIL.len(), |out| {
-        head.push(out);
-        out.push(payload);
-        out.push(TAIL);
-    })
+    Head::publish(subject, reply, None, payload.len()).append_with_payload_to(out, payload)
 }
 
 /// Length of [`publish`], in bytes.
@@ -82,20 +77,20 @@ pub fn publish_len(subject: Subject<'_>, reply: Option<Subject<'_>>, payload_len
 ///
 /// # Panics
 /// If the payload is longer than [`PAYLOAD_BYTES_MAX`].
+#[inline]
 pub fn publish_head<S: Sink>(
     out: &mut S,
     subject: Subject<'_>,
     reply: Option<Subject<'_>>,
     payload_len: usize,
 ) -> S::Output {
-    let head = PublishHead::new(subject, reply, None, payload_len);
-    out.append(head.len(), |out| head.push(out))
+    Head::publish(subject, reply, None, payload_len).append_to(out)
 }
 
 /// Length of [`publish_head`], in bytes.
 #[must_use]
 pub fn publish_head_len(subject: Subject<'_>, reply: Option<Subject<'_>>, payload_len: usize) -> usize {
-    PublishHead::new(subject, reply, None, payload_len).len()
+    Head::publish(subject, reply, None, payload_len).len()
 }
 
 /// `HPUB <subject> [reply] <header size> <total size>`, the header block and the payload. Only for a server whose INFO
@@ -110,12 +105,7 @@ pub fn publish_with_headers<S: Sink>(
     headers: HeaderBlock<'_>,
     payload: &[u8],
 ) -> S::Output {
-    let head = PublishHead::new(subject, reply, Some(headers), payload.len());
-    out.append(head.len() + payload.len() + TAIL.len(), |out| {
-        head.push(out);
-        out.push(payload);
-        out.push(TAIL);
-    })
+    Head::publish(subject, reply, Some(headers), payload.len()).append_with_payload_to(out, payload)
 }
 
 /// Length of [`publish_with_headers`], in bytes.
@@ -126,7 +116,7 @@ pub fn publish_with_headers_len(
     headers: HeaderBlock<'_>,
     payload_len: usize,
 ) -> usize {
-    PublishHead::new(subject, reply, Some(headers), payload_len).len() + payload_len + TAIL.len()
+    Head::publish(subject, reply, Some(headers), payload_len).len() + payload_len + TAIL.len()
 }
 
 /// [`publish_with_headers`] up to the payload, the header block included.
@@ -140,8 +130,7 @@ pub fn publish_with_headers_head<S: Sink>(
     headers: HeaderBlock<'_>,
     payload_len: usize,
 ) -> S::Output {
-    let head = PublishHead::new(subject, reply, Some(headers), payload_len);
-    out.append(head.len(), |out| head.push(out))
+    Head::publish(subject, reply, Some(headers), payload_len).append_to(out)
 }
 
 /// `SUB <subject> [queue] <sid>`.
@@ -208,73 +197,77 @@ pub const fn info_len(json: JsonLine<'_>) -> usize {
 }
 
 /// `MSG <subject> <sid> [reply] <size>` and the payload. Subjects are tokens here: a server relays what it was given.
+///
+/// # Panics
+/// If the payload is longer than [`PAYLOAD_BYTES_MAX`]. So do all functions below that write a message.
 #[inline]
 pub fn message<'a, S: Sink>(
     out: &mut S,
     subject: impl Into<Token<'a>>,
-    sid: Sid<'_>,
-    reply: Option<Token<'_>>,
+    sid: Sid<'a>,
+    reply: Option<Token<'a>>,
     payload: &[u8],
 ) -> S::Output {
-    message_any(out, subject.into(), sid, reply, None, Some(payload), payload.len())
+    Head::message(subject.into(), sid, reply, None, payload.len()).append_with_payload_to(out, payload)
 }
 
 /// Length of [`message`], in bytes.
 #[must_use]
 pub fn message_len<'a>(
     subject: impl Into<Token<'a>>,
-    sid: Sid<'_>,
-    reply: Option<Token<'_>>,
+    sid: Sid<'a>,
+    reply: Option<Token<'a>>,
     payload_len: usize,
 ) -> usize {
-    message_head_len(subject.into(), sid, reply, None, payload_len) + payload_len + TAIL.len()
+    Head::message(subject.into(), sid, reply, None, payload_len).len() + payload_len + TAIL.len()
 }
 
 /// [`message`] up to the payload.
 pub fn message_head<'a, S: Sink>(
     out: &mut S,
     subject: impl Into<Token<'a>>,
-    sid: Sid<'_>,
-    reply: Option<Token<'_>>,
+    sid: Sid<'a>,
+    reply: Option<Token<'a>>,
     payload_len: usize,
 ) -> S::Output {
-    message_any(out, subject.into(), sid, reply, None, None, payload_len)
+    Head::message(subject.into(), sid, reply, None, payload_len).append_to(out)
 }
 
 /// `HMSG <subject> <sid> [reply] <header size> <total size>`, the header block and the payload.
 pub fn message_with_headers<'a, S: Sink>(
     out: &mut S,
     subject: impl Into<Token<'a>>,
-    sid: Sid<'_>,
-    reply: Option<Token<'_>>,
-    headers: HeaderBlock<'_>,
+    sid: Sid<'a>,
+    reply: Option<Token<'a>>,
+    headers: HeaderBlock<'a>,
     payload: &[u8],
 ) -> S::Output {
-    message_any(out, subject.into(), sid, reply, Some(headers), Some(payload), payload.len())
+    Head::message(subject.into(), sid, reply, Some(headers), payload.len())
+        .append_with_payload_to(out, payload)
 }
 
 /// Length of [`message_with_headers`], in bytes.
 #[must_use]
 pub fn message_with_headers_len<'a>(
     subject: impl Into<Token<'a>>,
-    sid: Sid<'_>,
-    reply: Option<Token<'_>>,
-    headers: HeaderBlock<'_>,
+    sid: Sid<'a>,
+    reply: Option<Token<'a>>,
+    headers: HeaderBlock<'a>,
     payload_len: usize,
 ) -> usize {
-    message_head_len(subject.into(), sid, reply, Some(headers), payload_len) + payload_len + TAIL.len()
+    Head::message(subject.into(), sid, reply, Some(headers), payload_len).len() + payload_len + TAIL.len()
 }
 
 /// [`message_with_headers`] up to the payload, the header block included.
 pub fn message_with_headers_head<'a, S: Sink>(
     out: &mut S,
     subject: impl Into<Token<'a>>,
-    sid: Sid<'_>,
-    reply: Option<Token<'_>>,
-    headers: HeaderBlock<'_>,
+    sid: Sid<'a>,
+    reply: Option<Token<'a>>,
+    headers: HeaderBlock<'a>,
     payload_len: usize,
 ) -> S::Output {
-    message_any(out, subject.into(), sid, reply, Some(headers), None, payload_len)
+    Head::message(subject.into(), sid, reply, Some(headers), payload_len).append_to(out)
 }
 
 /// `+OK`: after an operation of a client that asked for `verbose`.
@@ -293,124 +286,164 @@ pub const fn err_len(text: ErrText<'_>) -> usize {
     b"-ERR ''\r\n".len() + text.as_bytes().len()
 }
 
-/// A control line of PUB or HPUB, and the header block behind it.
-struct PublishHead<'a> {
+/// The line of a message, and the header block behind it.
+struct Head<'a> {
+    /// `PUB ` or `MSG `, after an H if there are headers.
+    verb: &'static [u8; 4],
     subject: &'a [u8],
+    sid: Option<Sid<'a>>,
     reply: Option<&'a [u8]>,
-    headers: Option<(HeaderBlock<'a>, Digits)>,
-    total: Digits,
-    headers_len: usize,
+    headers: Option<(HeaderBlock<'a>, Size)>,
+    total: Size,
 }
 
-impl<'a> PublishHead<'a> {
+impl<'a> Head<'a> {
     #[inline]
-    fn new(
+    fn publish(
         subject: Subject<'a>,
         reply: Option<Subject<'a>>,
         headers: Option<HeaderBlock<'a>>,
         payload_len: usize,
     ) -> Self {
-        let headers_len = headers.map_or(0, |headers| headers.encoded_len());
-        let total = headers_len + payload_len;
-        assert!(total <= PAYLOAD_BYTES_MAX, "a payload of {total} bytes cannot be announced in nine digits");
-        Self {
-            subject: subject.as_bytes(),
-            reply: reply.map(|reply| reply.as_bytes()),
-            headers: headers.map(|headers| (headers, Digits::new(headers_len as u64))),
-            total: Digits::new(total as u64),
-            headers_len,
-        }
+        let (headers, total) = sizes(headers, payload_len);
+        let reply = reply.map(|reply| reply.as_bytes());
+        Self { verb: b"PUB ", subject: subject.as_bytes(), sid: None, reply, headers, total }
+    }
+
+    #[inline]
+    fn message(
+        subject: Token<'a>,
+        sid: Sid<'a>,
+        reply: Option<Token<'a>>,
+        headers: Option<HeaderBlock<'a>>,
+        payload_len: usize,
+    ) -> Self {
+        let (headers, total) = sizes(headers, payload_len);
+        let reply = reply.map(|reply| reply.as_bytes());
+        Self { verb: b"MSG ", subject: subject.as_bytes(), sid: Some(sid), reply, headers, total }
     }
 
     #[inline]
     fn len(&self) -> usize {
-        let verb_and_headers = match &self.headers {
-            None => b"PUB ".len(),
-            Some((_, digits)) => b"HPUB  ".len() + digits.as_bytes().len() + self.headers_len,
-        };
-        let reply = self.reply.map_or(0, |reply| 1 + reply.len());
-        verb_and_headers + self.subject.len() + reply + 1 + self.total.as_bytes().len() + 2
+        let headers = self.headers.as_ref().map_or(0, |(_, size)| 1 + 1 + size.len + size.number);
+        let argument = |len: usize| 1 + len;
+        self.verb.len()
+            + self.subject.len()
+            + self.sid.map_or(0, |sid| argument(sid.len()))
+            + self.reply.map_or(0, |reply| argument(reply.len()))
+            + headers
+            + argument(self.total.len)
+            + b"\r\n".len()
     }
 
     #[inline]
-    fn push<S: Sink>(&self, out: &mut S) {
-        out.push(if self.headers.is_none() { b"PUB " } else { b"HPUB " });
-        out.push(self.subject);
+    fn push(&self, out: &mut impl Sink) {
+        if self.headers.is_some() {
+            out.put(b"H");
+        }
+        out.put(self.verb);
+        out.put(self.subject);
+        if let Some(sid) = self.sid {
+            out.put(b" ");
+            sid.with_bytes(|sid| out.put(sid));
+        }
         if let Some(reply) = self.reply {
-            out.push(b" ");
-            out.push(reply);
+            out.put(b" ");
+            out.put(reply);
         }
-        if let Some((_, digits)) = &self.headers {
-            out.push(b" ");
-            out.push(digits.as_bytes());
+        if let Some((_, size)) = &self.headers {
+            size.push(out);
         }
-        out.push(b" ");
-        out.push(self.total.as_bytes());
-        out.push(b"\r\n");
+        self.total.push_with_line_end(out);
         if let Some((headers, _)) = &self.headers {
-            headers.for_each_part(|part| out.push(part));
+            headers.for_each_part(|part| out.put(part));
         }
+    }
+
+    #[inline]
+    fn append_to<S: Sink>(&self, out: &mut S) -> S::Output {
+        out.append(self.len(), |out| self.push(out))
+    }
+
+    #[inline]
+    fn append_with_payload_to<S: Sink>(&self, out: &mut S, payload: &[u8]) -> S::Output {
+        out.append(self.len() + payload.len() + TAIL.len(), |out| {
+            self.push(out);
+            out.put(payload);
+            out.put(TAIL);
+        })
     }
 }
 
-fn message_head_len(
-    subject: Token<'_>,
-    sid: Sid<'_>,
-    reply: Option<Token<'_>>,
-    headers: Option<HeaderBlock<'_>>,
-    payload_len: usize,
-) -> usize {
-    let headers_len = headers.map_or(0, |headers| headers.encoded_len());
-    let verb_and_headers = match headers {
-        None => b"MSG ".len(),
-        Some(_) => b"HMSG  ".len() + Digits::new(headers_len as u64).as_bytes().len() + headers_len,
+#[inline]
+fn sizes(headers: Option<HeaderBlock<'_>>, payload_len: usize) -> (Option<(HeaderBlock<'_>, Size)>, Size) {
+    let Some(headers) = headers else {
+        return (None, Size::new(payload_len));
     };
-    let total = Digits::new((headers_len + payload_len) as u64);
-    let reply = reply.map_or(0, |reply| 1 + reply.as_bytes().len());
-    verb_and_headers + subject.as_bytes().len() + 1 + sid.len() + reply + 1 + total.as_bytes().len() + 2
+    let header_len = headers.encoded_len();
+    (Some((headers, Size::new(header_len))), Size::new(header_len + payload_len))
 }
 
-fn message_any<S: Sink>(
-    out: &mut S,
-    subject: Token<'_>,
-    sid: Sid<'_>,
-    reply: Option<Token<'_>>,
-    headers: Option<HeaderBlock<'_>>,
-    payload: Option<&[u8]>,
-    payload_len: usize,
-) -> S::Output {
-    let headers_len = headers.map_or(0, |headers| headers.encoded_len());
-    let tail_len = payload.map_or(0, |payload| payload.len() + TAIL.len());
-    let len = message_head_len(subject, sid, reply, headers, payload_len) + tail_len;
-    out.append(len, |out| {
-        out.push(if headers.is_none() { b"MSG " } else { b"HMSG " });
-        out.push(subject.as_bytes());
-        out.push(b" ");
-        sid.with_bytes(|sid| out.push(sid));
-        if let Some(reply) = reply {
-            out.push(b" ");
-            out.push(reply.as_bytes());
-        }
-        if headers.is_some() {
-            out.push(b" ");
-            out.push(Digits::new(headers_len as u64).as_bytes());
-        }
-        out.push(b" ");
-        out.push(Digits::new((headers_len + payload_len) as u64).as_bytes());
-        out.push(b"\r\n");
-        if let Some(headers) = headers {
-            headers.for_each_part(|part| out.push(part));
-        }
-        if let Some(payload) = payload {
-            out.push(payload);
-            out.push(TAIL);
-        }
-    })
+/// A length of at most nine digits, as a space and its digits.
+struct Size {
+    number: usize,
+    /// The space first, then the digits.
+    bytes: u128,
+    /// Number of digits.
+    len: usize,
+}
+
+impl Size {
+    /// # Panics
+    /// If it has more than nine digits.
+    #[inline]
+    fn new(number: usize) -> Self {
+        assert!(
+            number <= PAYLOAD_BYTES_MAX,
+            "a payload of {number} bytes cannot be announced in nine digits"
+        );
+        const EIGHT_DIGITS: usize = 100_000_000;
+        let (first, rest) = (number / EIGHT_DIGITS, number % EIGHT_DIGITS);
+        let rest = eight_digits(rest as u32);
+        let (digits, len) = if first == 0 {
+            // Zeros in front are dropped, but not the only one.
+            let zeros = (rest.trailing_zeros() as usize / 8).min(7);
+            (u128::from((rest | ZEROS) >> (8 * zeros)), 8 - zeros)
+        } else {
+            (u128::from(rest | ZEROS) << 8 | (first as u128 + u128::from(b'0')), 9)
+        };
+        Self { number, bytes: digits << 8 | u128::from(b' '), len }
+    }
+
+    #[inline]
+    fn push(&self, out: &mut impl Sink) {
+        out.put_some(&self.bytes.to_le_bytes(), 1 + self.len);
+    }
+
+    #[inline]
+    fn push_with_line_end(&self, out: &mut impl Sink) {
+        let line_end = u128::from(u16::from_le_bytes(*b"\r\n")) << (8 * (1 + self.len));
+        out.put_some(&(self.bytes | line_end).to_le_bytes(), 1 + self.len + 2);
+    }
+}
+
+const ZEROS: u64 = u64::from_le_bytes([b'0'; 8]);
+
+/// The digits of a number below 100,000,000 as the values of eight bytes, the first one lowest.
+#[inline]
+fn eight_digits(number: u32) -> u64 {
+    let number = u64::from(number);
+    // Split in halves three times. Quotients by multiplication: exact for what fits the lanes.
+    let fours = (number / 10_000) | (number % 10_000) << 32;
+    let hundreds = ((fours * 10_486) >> 20) & 0x0000_007f_0000_007f;
+    let twos = hundreds | (fours - hundreds * 100) << 16;
+    let tens = ((twos * 103) >> 10) & 0x000f_000f_000f_000f;
+    tens | (twos - tens * 10) << 8
 }
 
 fn line<S: Sink>(out: &mut S, parts: &[&[u8]]) -> S::Output {
     let len = parts.iter().map(|part| part.len()).sum();
-    out.append(len, |out| parts.iter().for_each(|part| out.push(part)))
+    out.append(len, |out| parts.iter().for_each(|part| out.put(part)))
 }
 
 fn optional(argument: Option<&[u8]>) -> (&[u8], &[u8]) {
@@ -565,6 +598,26 @@ mod tests {
     #[should_panic(expected = "nine digits")]
     fn a_limit_that_the_server_would_take_for_now_is_refused() {
         unsubscribe(&mut Vec::new(), 1.into(), Some(1_000_000_000));
+    }
+
+    #[test]
+    fn a_size_is_a_space_and_its_digits() {
+        let check = |number: usize| {
+            let mut out = Vec::new();
+            Size::new(number).push(&mut out);
+            assert_eq!(out, format!(" {number}").as_bytes());
+            Size::new(number).push_with_line_end(&mut out);
+            assert_eq!(out, format!(" {number} {number}\r\n").as_bytes());
+        };
+        let powers = (0..9).map(|power| 10_usize.pow(power));
+        powers.flat_map(|power| [power - 1, power, power + 1, 5 * power, 9 * power]).for_each(check);
+        check(PAYLOAD_BYTES_MAX);
+        for number in 0..10_000 {
+            for (scale, low) in [(1, 0), (10_000, 0), (10_000, number)] {
+                let digits = eight_digits((number * scale + low) as u32) | ZEROS;
+                assert_eq!(digits.to_le_bytes(), *format!("{:08}", number * scale + low).as_bytes());
+            }
+        }
     }
 
     #[test]

@@ -52,25 +52,34 @@ pub(crate) fn find_lf(bytes: &[u8], from: usize) -> Option<usize> {
 
 /// One bit for each byte that is at most a space: the blanks, the line ends, and what looks like them at first sight.
 #[inline(always)]
-pub(crate) fn controls_and_spaces(window: &[u8; 64]) -> u64 {
-    let (words, _) = window.as_chunks::<8>();
-    let mut bits = 0;
-    for (index, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
+pub(crate) fn ends(window: &[u8; 32]) -> u32 {
+    // As numbers of 128 bits, and below with a multiplication of that width, all of this stays in ordinary registers.
+    // The compiler would do the same on four numbers of 64 bits in vectors, whose multiplication is slow.
+    const HIGHS: u128 = u128::from_le_bytes([0x80; 16]);
+    let bits = |half: &[u8; 16]| {
+        let half = u128::from_le_bytes(*half);
         // Adding 0x5f carries into the high bit from 0x21 on; no byte carries into its neighbour.
-        let above = ((word & !HIGHS) + ONES * 0x5f) | word;
-        let found = (!above & HIGHS) >> 7;
-        // Gathers the eight lowest bits in the highest byte.
-        bits |= (found.wrapping_mul(0x0102_0408_1020_4080) >> 56) << (index * 8);
-    }
-    bits
+        let above = ((half & !HIGHS) + u128::from_le_bytes([0x5f; 16])) | half;
+        let found = !above & HIGHS;
+        u32::from(gather(found as u64)) | u32::from(gather((found >> 64) as u64)) << 8
+    };
+    let (halves, _) = window.as_chunks::<16>();
+    bits(&halves[0]) | bits(&halves[1]) << 16
 }
 
-/// The value of one to eight digits, the first of which is not among the window's first few bytes.
+/// The high bits of eight bytes as the bits of one, the first byte's lowest.
 #[inline(always)]
-pub(crate) fn short_number(window: &[u8; 64], span: Span) -> Option<u64> {
+fn gather(highs: u64) -> u8 {
+    // Moves bit 8 j + 7 to bit 64 + j; no other product of two bits ends there.
+    const MOVES: u128 = 0x0204_0810_2040_8100;
+    ((u128::from(highs) * MOVES) >> 64) as u8
+}
+
+/// The value of one to eight digits that are not among the first few bytes.
+#[inline(always)]
+pub(crate) fn short_number(bytes: &[u8], span: Span) -> Option<u64> {
     let len = span.end.wrapping_sub(span.start);
-    let word = window.get(span.end.wrapping_sub(8)..span.end)?.first_chunk::<8>()?;
+    let word = bytes.get(span.end.wrapping_sub(8)..span.end)?.first_chunk::<8>()?;
     if len.wrapping_sub(1) >= 8 {
         return None;
     }
@@ -155,14 +164,14 @@ mod tests {
     #[test]
     fn bytes_up_to_the_space_are_marked_and_no_others() {
         for byte in 0..=u8::MAX {
-            for at in 0..64 {
-                let mut window = [b'x'; 64];
+            for at in 0..32 {
+                let mut window = [b'x'; 32];
                 window[at] = byte;
-                assert_eq!(controls_and_spaces(&window), u64::from(byte <= b' ') << at, "{byte} at {at}");
+                assert_eq!(ends(&window), u32::from(byte <= b' ') << at, "{byte} at {at}");
             }
         }
-        assert_eq!(controls_and_spaces(&[0; 64]), u64::MAX);
-        assert_eq!(controls_and_spaces(&[0xff; 64]), 0);
+        assert_eq!(ends(&[0; 32]), u32::MAX);
+        assert_eq!(ends(&[0xff; 32]), 0);
     }
 
     #[test]

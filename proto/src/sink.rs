@@ -8,12 +8,19 @@ pub trait Sink {
     /// `()` where appending cannot fail, `Result<(), Full>` where it can.
     type Output;
 
-    /// Makes room for `bytes` and then calls `write` once, which pushes exactly that many; or does nothing at all and
+    /// Makes room for `bytes` and then calls `write` once, which puts exactly that many; or does nothing at all and
     /// says so.
     fn append(&mut self, bytes: usize, write: impl FnOnce(&mut Self)) -> Self::Output;
 
     /// Appends within the room made. Only called from inside `append`'s `write`.
-    fn push(&mut self, slice: &[u8]);
+    fn put(&mut self, slice: &[u8]);
+
+    /// Appends the first `len` of `bytes`, at most 16. A sink with room to spare may copy all of them and then go back,
+    /// which saves a call.
+    #[inline]
+    fn put_some(&mut self, bytes: &[u8; 16], len: usize) {
+        self.put(&bytes[..len]);
+    }
 }
 
 #[cfg(feature = "alloc")]
@@ -27,8 +34,18 @@ impl Sink for alloc::vec::Vec<u8> {
     }
 
     #[inline]
-    fn push(&mut self, slice: &[u8]) {
+    fn put(&mut self, slice: &[u8]) {
         self.extend_from_slice(slice);
+    }
+
+    #[inline]
+    fn put_some(&mut self, bytes: &[u8; 16], len: usize) {
+        let end = self.len() + len;
+        if self.capacity() - self.len() < bytes.len() {
+            return self.put(&bytes[..len]);
+        }
+        self.extend_from_slice(bytes);
+        self.truncate(end);
     }
 }
 
@@ -43,7 +60,7 @@ impl Sink for bytes::BytesMut {
     }
 
     #[inline]
-    fn push(&mut self, slice: &[u8]) {
+    fn put(&mut self, slice: &[u8]) {
         self.extend_from_slice(slice);
     }
 }
@@ -72,6 +89,7 @@ impl<'a> Cursor<'a> {
 impl Sink for Cursor<'_> {
     type Output = Result<(), Full>;
 
+    #[inline]
     fn append(&mut self, bytes: usize, write: impl FnOnce(&mut Self)) -> Result<(), Full> {
         let free = self.bytes.len() - self.used;
         if bytes > free {
@@ -81,10 +99,22 @@ impl Sink for Cursor<'_> {
         Ok(())
     }
 
-    fn push(&mut self, slice: &[u8]) {
+    #[inline]
+    fn put(&mut self, slice: &[u8]) {
         let end = self.used + slice.len();
         self.bytes[self.used..end].copy_from_slice(slice);
         self.used = end;
+    }
+
+    #[inline]
+    fn put_some(&mut self, bytes: &[u8; 16], len: usize) {
+        match self.bytes[self.used..].first_chunk_mut() {
+            Some(room) => {
+                *room = *bytes;
+                self.used += len;
+            }
+            None => self.put(&bytes[..len]),
+        }
     }
 }
 
