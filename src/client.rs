@@ -118,7 +118,8 @@ impl Client {
         }
     }
 
-    fn write(&mut self, deadline: Instant) -> io::Result<()> {
+    /// Writes all output.
+    pub fn write(&mut self, deadline: Instant) -> io::Result<()> {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         self.stream.set_write_timeout(Some(left))?;
         self.stream.write_all(self.session.output())?;

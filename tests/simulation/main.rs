@@ -131,7 +131,7 @@ impl Simulation {
             seed,
             now: Duration::ZERO,
             pool: Vec::new(),
-            to_publish: rng.u32(1..150),
+            to_publish: rng.u32(1..200),
             breaks_left: if rng.bool() { 0 } else { rng.u32(1..8) },
             oracle: Oracle::default(),
             has_broken: false,
@@ -335,7 +335,9 @@ impl Simulation {
         }
         let bytes = self.rng.usize(..=connection.to_client.len().min(300));
         core.buffer.extend(connection.to_client.drain(..bytes));
-        core.shard.heard(self.now);
+        if bytes > 0 {
+            core.shard.heard(self.now);
+        }
         let used = core
             .shard
             .receive(&core.buffer, self.now)

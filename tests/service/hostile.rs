@@ -1,0 +1,107 @@
+//! A server that speaks nonsense: each time the service says what it expected and what came, and tries again. No
+//! nats-server can be made to do this, so a listener of ours does.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::time::Duration;
+
+use nats_server_fixture::Process;
+
+use crate::world::{SOON, program};
+
+const INFO: &str = "INFO {\"max_payload\":1048576,\"headers\":true} \r\n";
+const READY: &str = "INFO {\"max_payload\":1048576,\"headers\":true} \r\nPONG\r\n";
+
+/// What the server says, whether it then closes the connection, and what the service's log must say of it.
+fn check(says: &[u8], then_closes: bool, expected: &str) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = listener.local_addr().expect("it is bound").to_string();
+    let says = says.to_vec();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let says = says.clone();
+            std::thread::spawn(move || {
+                let _ = stream.write_all(&says);
+                if !then_closes {
+                    let _ = std::io::copy(&mut Read::take(&stream, 1 << 20), &mut std::io::sink());
+                }
+            });
+        }
+    });
+    let arguments = [
+        ["--server", &url],
+        ["--cores", "1"],
+        ["--connect-timeout", "1s"],
+        ["--ping-interval", "500ms"],
+        ["--reconnect-delay-max", "100ms"],
+    ];
+    let mut service = Process::spawn(&program(arguments.as_flattened())).expect("it starts");
+    service.wait_for_line(expected, SOON).expect("it says what came");
+    // And again: it has come back for more.
+    service.wait_for_lines(expected, 2, SOON).expect("it tries again");
+    let resident = service.usage().expect("it runs").resident_bytes_max;
+    assert!(resident < 200 << 20, "{} MiB for `{expected}`", resident >> 20);
+}
+
+#[test]
+fn a_server_that_sends_no_nats() {
+    check(b"HTTP/1.1 400 Bad Request\r\n\r\n", false, "expected a verb");
+    check(&[0; 4096], false, "expected a verb");
+    check(b"PING\r\n", false, "expected INFO, got PING");
+    check(b"INFO {\r\n", false, "expected INFO with a JSON object");
+    check(
+        b"INFO {\"max_payload\":100}\r\n",
+        false,
+        "expected a server with max_payload of at least 3272 bytes, got 100",
+    );
+    check(
+        b"INFO {\"max_payload\":1048576,\"tls_required\":true}\r\n",
+        false,
+        "without TLS, got one that requires it",
+    );
+}
+
+#[test]
+fn a_server_that_never_answers() {
+    check(b"", false, "expected INFO within 1s of connecting, got nothing");
+    check(INFO.as_bytes(), false, "expected PONG within 1s of connecting, got nothing");
+    check(READY.as_bytes(), false, "heard nothing for");
+}
+
+#[test]
+fn a_server_that_closes() {
+    check(b"", true, "server closed the connection");
+    check(format!("{READY}MSG AlarmStatusChanged 1 100\r\n{{").as_bytes(), true, "disconnected");
+    check(
+        b"-ERR 'Maximum Connections Exceeded'\r\n",
+        true,
+        "server closed the connection: Maximum Connections Exceeded",
+    );
+    check(b"-ERR 'Authorization Violation'\r\n", true, "Authorization Violation");
+}
+
+#[test]
+fn a_server_that_sends_too_much() {
+    check(&[b"INFO ".to_vec(), vec![b'x'; 8 << 20]].concat(), false, "INFO");
+    check(&[READY.as_bytes(), b"MSG ", &vec![b'x'; 8 << 20]].concat(), false, "MSG");
+    check(format!("{READY}MSG AlarmStatusChanged 1 999999999\r\n").as_bytes(), false, "MSG");
+    check(format!("{READY}MSG AlarmStatusChanged 1 99999999999999999999\r\n").as_bytes(), false, "MSG");
+    check(format!("{READY}PONG\r\n").as_bytes(), false, "expected no PONG without a PING, got PONG");
+    check(format!("{READY}MSG AlarmStatusChanged 1 2\r\n{{}}xx").as_bytes(), false, "MSG");
+    check(format!("{READY}MSG AlarmStatusChanged 1\r\n").as_bytes(), false, "MSG");
+}
+
+#[test]
+fn a_server_that_sends_headers_without_sense_is_read_all_the_same() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = listener.local_addr().expect("it is bound").to_string();
+    let mut service = Process::spawn(&program(&["--server", &url, "--cores", "1"])).expect("it starts");
+    let (mut stream, _) = listener.accept().expect("it connects");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    stream.write_all(READY.as_bytes()).expect("it reads");
+    stream
+        .write_all(b"HMSG AlarmStatusChanged 1 5 7\r\nxx\rxx{}\r\nMSG AlarmStatusChanged 1 0\r\n\r\n")
+        .expect("it reads");
+    service.wait_for_line("missing-field", SOON).expect("the first is a bad message");
+    assert!(!service.log().contains("disconnected"), "{}", service.log());
+}
