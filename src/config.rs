@@ -5,19 +5,24 @@
 use std::fmt;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use nats_wire::session::SessionConfig;
 use nats_wire::{ConnectOptions, Limits, QueueGroup, Subject};
 
 use crate::message::DIGEST_BYTES_MAX_AT_LEAST;
 use crate::shard::{ShardConfig, Subjects};
 
-/// Tells users what is news to them about their alarms, in one digest, when asked to.
-///
-/// Reads AlarmStatusChanged and SendAlarmDigest from NATS and publishes AlarmDigest, on one pinned core per CPU.
-/// Stops on SIGTERM or SIGINT once all that has arrived is done; a second signal stops it at once.
+const EXAMPLES: &str = "\
+Examples:
+  alarm-digest --server nats.example:4222          one core on each CPU that this process may use
+  alarm-digest --cpus 2-3 --spin 50us              two cores on CPUs that nobody else uses
+  alarm-digest verify --server nats.example:4222   smoke test of what runs there";
+
+/// Tells users what is news to them about their alarms, in one digest, when asked to: reads AlarmStatusChanged and
+/// SendAlarmDigest from NATS and publishes AlarmDigest, on one pinned core per CPU. Stops on SIGTERM or SIGINT once all
+/// that has arrived is done; a second signal stops it at once.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "alarm-digest", version, max_term_width = 100)]
+#[command(name = "alarm-digest", version, max_term_width = 110, after_help = EXAMPLES, disable_help_flag = true)]
 #[command(args_conflicts_with_subcommands = false, subcommand_negates_reqs = true)]
 pub struct Cli {
     /// None: run the service.
@@ -29,18 +34,27 @@ pub struct Cli {
     /// For the service.
     #[command(flatten)]
     pub run: RunArgs,
+    /// Print help
+    // The long form of clap's help takes four lines for what fits into one.
+    #[arg(short, long, global = true, action = ArgAction::HelpShort)]
+    help: Option<bool>,
 }
 
 /// What to do instead of running the service.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Task {
-    /// Smoke test of a running service, this one or any other of the same contract.
-    ///
-    /// Publishes alarms of a user that nobody has, asks for the digest and checks it. Prints `Smoke test passed` and
-    /// exits with 0, or says what was expected and what came and exits with 1.
+    /// Smoke test of a running service, this one or any other of the same contract: publishes alarms of a user that
+    /// nobody has, asks for the digest and checks it. Prints `Smoke test passed` and exits with 0, or says what was
+    /// expected and what came and exits with 1
     Verify {
         /// How long to wait for what must come.
-        #[arg(long, value_name = "TIME", default_value = "10s", env = "ALARM_DIGEST_TIMEOUT")]
+        #[arg(
+            long,
+            value_name = "TIME",
+            default_value = "10s",
+            hide_env_values = true,
+            env = "ALARM_DIGEST_TIMEOUT"
+        )]
         #[arg(value_parser = humantime::parse_duration)]
         timeout: Duration,
     },
@@ -56,6 +70,7 @@ pub struct NatsArgs {
         long,
         global = true,
         value_name = "URL",
+        hide_env_values = true,
         env = "NATS_URL",
         default_value = "127.0.0.1:4222"
     )]
@@ -63,22 +78,46 @@ pub struct NatsArgs {
     pub server: Vec<Server>,
 
     /// Subject of the status changes that come in
-    #[arg(long, global = true, value_name = "SUBJECT", env = "ALARM_DIGEST_SUBJECT_CHANGED")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "SUBJECT",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_SUBJECT_CHANGED"
+    )]
     #[arg(default_value = "AlarmStatusChanged", value_parser = parse_subject)]
     pub subject_changed: String,
 
     /// Subject of the requests that come in
-    #[arg(long, global = true, value_name = "SUBJECT", env = "ALARM_DIGEST_SUBJECT_SEND")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "SUBJECT",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_SUBJECT_SEND"
+    )]
     #[arg(default_value = "SendAlarmDigest", value_parser = parse_subject)]
     pub subject_send: String,
 
     /// Subject of the digests that go out
-    #[arg(long, global = true, value_name = "SUBJECT", env = "ALARM_DIGEST_SUBJECT_DIGEST")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "SUBJECT",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_SUBJECT_DIGEST"
+    )]
     #[arg(default_value = "AlarmDigest", value_parser = parse_subject)]
     pub subject_digest: String,
 
     /// Subject of the copies of bad messages, with the reason in headers
-    #[arg(long, global = true, value_name = "SUBJECT", env = "ALARM_DIGEST_SUBJECT_REJECTED")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "SUBJECT",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_SUBJECT_REJECTED"
+    )]
     #[arg(default_value = "AlarmDigest.rejected", value_parser = parse_subject)]
     pub subject_rejected: String,
 
@@ -87,6 +126,7 @@ pub struct NatsArgs {
         long,
         global = true,
         value_name = "TIME",
+        hide_env_values = true,
         env = "ALARM_DIGEST_CONNECT_TIMEOUT",
         default_value = "5s"
     )]
@@ -99,64 +139,112 @@ pub struct NatsArgs {
 #[command(next_help_heading = "Service")]
 pub struct RunArgs {
     /// Number of cores, on the first CPUs that this process may use [default: all of them]
-    #[arg(long, value_name = "N", env = "ALARM_DIGEST_CORES", conflicts_with = "cpus")]
+    #[arg(
+        long,
+        value_name = "N",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_CORES",
+        conflicts_with = "cpus"
+    )]
     pub cores: Option<usize>,
 
     /// CPUs to pin a core to, like 0,2-3; a CPU named twice gets two
-    #[arg(long, value_name = "LIST", env = "ALARM_DIGEST_CPUS", value_parser = parse_cpus)]
+    #[arg(long, value_name = "LIST", hide_env_values = true, env = "ALARM_DIGEST_CPUS", value_parser = parse_cpus)]
     pub cpus: Option<CpuList>,
 
     /// Queue group that all cores subscribe in; one process per group, since state is not shared
-    #[arg(long, value_name = "NAME", env = "ALARM_DIGEST_QUEUE_GROUP", default_value = "alarm-digest")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_QUEUE_GROUP",
+        default_value = "alarm-digest"
+    )]
     #[arg(value_parser = parse_queue_group)]
     pub queue_group: String,
 
     /// How long a cleared alarm is remembered; a change that arrives later than that may be told again
-    #[arg(long, value_name = "TIME", env = "ALARM_DIGEST_RETENTION", default_value = "24h")]
+    #[arg(
+        long,
+        value_name = "TIME",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_RETENTION",
+        default_value = "24h"
+    )]
     #[arg(value_parser = humantime::parse_duration)]
     pub retention: Duration,
 
     /// Exit with an error when no server answers at the start, instead of waiting for one
-    #[arg(long, env = "ALARM_DIGEST_NO_WAIT")]
+    #[arg(long, hide_env_values = true, env = "ALARM_DIGEST_NO_WAIT")]
     pub no_wait: bool,
 
     /// Longest time for finishing what has arrived after SIGTERM or SIGINT
-    #[arg(long, value_name = "TIME", env = "ALARM_DIGEST_DRAIN_TIMEOUT", default_value = "30s")]
+    #[arg(
+        long,
+        value_name = "TIME",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_DRAIN_TIMEOUT",
+        default_value = "30s"
+    )]
     #[arg(value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
 
     /// How long a core spins before it sleeps; only where it has its CPU for itself
-    #[arg(long, value_name = "TIME", env = "ALARM_DIGEST_SPIN", default_value = "0s")]
+    #[arg(
+        long,
+        value_name = "TIME",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_SPIN",
+        default_value = "0s"
+    )]
     #[arg(value_parser = humantime::parse_duration)]
     pub spin: Duration,
 
     /// Quiet for so long: ask the server whether it lives; twice as long without an answer: reconnect
-    #[arg(long, value_name = "TIME", env = "ALARM_DIGEST_PING_INTERVAL", default_value = "10s")]
+    #[arg(
+        long,
+        value_name = "TIME",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_PING_INTERVAL",
+        default_value = "10s"
+    )]
     #[arg(value_parser = parse_span)]
     pub ping_interval: Duration,
 
     /// Longest wait between two attempts to connect; the first is 50 ms, each next one twice as long, less up to half
-    #[arg(long, value_name = "TIME", env = "ALARM_DIGEST_RECONNECT_DELAY_MAX", default_value = "2s")]
+    #[arg(
+        long,
+        value_name = "TIME",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_RECONNECT_DELAY_MAX",
+        default_value = "2s"
+    )]
     #[arg(value_parser = parse_span)]
     pub reconnect_delay_max: Duration,
 
     /// Bytes of output per core that hold back its input
-    #[arg(long, value_name = "BYTES", env = "ALARM_DIGEST_OUTPUT_BYTES_MAX", default_value_t = 4 << 20)]
+    #[arg(long, value_name = "BYTES", hide_env_values = true, env = "ALARM_DIGEST_OUTPUT_BYTES_MAX", default_value_t = 4 << 20)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub output_bytes_max: u32,
 
     /// Bytes of digests per core that may wait for a lost link before its peers have to wait
-    #[arg(long, value_name = "BYTES", env = "ALARM_DIGEST_UNSETTLED_BYTES_MAX", default_value_t = 64 << 20)]
+    #[arg(long, value_name = "BYTES", hide_env_values = true, env = "ALARM_DIGEST_UNSETTLED_BYTES_MAX", default_value_t = 64 << 20)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub unsettled_bytes_max: u32,
 
     /// Messages waiting between two cores that hold back the input of the one that sends
-    #[arg(long, value_name = "N", env = "ALARM_DIGEST_MAIL_MAX", default_value_t = 16 << 10)]
+    #[arg(long, value_name = "N", hide_env_values = true, env = "ALARM_DIGEST_MAIL_MAX", default_value_t = 16 << 10)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub mail_max: u32,
 
     /// How log lines look; what is logged is set by RUST_LOG, `info` by default
-    #[arg(long, value_name = "FORMAT", env = "ALARM_DIGEST_LOG_FORMAT", default_value = "text")]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_LOG_FORMAT",
+        default_value = "text"
+    )]
     pub log_format: LogFormat,
 }
 
