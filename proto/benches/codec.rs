@@ -322,7 +322,7 @@ fn messages(mut bytes: &[u8]) -> Vec<(&[u8], &[u8])> {
     messages
 }
 
-const ENCODED: usize = 4096;
+const ENCODED: usize = 512;
 
 fn encoders(payload_len: usize) -> Vec<Contender> {
     let payload = vec![b'x'; payload_len];

@@ -60,6 +60,15 @@ pub trait Decode: sealed::Sealed {
     /// # Errors
     /// If the bytes are not what the other side may send.
     fn decode<'a>(&mut self, bytes: &'a [u8]) -> Result<Step<Self::Op<'a>>, DecodeError>;
+
+    /// The limits in force.
+    fn limits(&self) -> Limits;
+
+    #[doc(hidden)]
+    fn step(&mut self, bytes: &[u8]) -> Result<Step<Layout>, DecodeError>;
+
+    #[doc(hidden)]
+    fn op<'a>(layout: &Layout, bytes: &'a [u8]) -> Self::Op<'a>;
 }
 
 impl ClientDecoder {
@@ -113,7 +122,7 @@ impl ServerDecoder {
 }
 
 macro_rules! both_decoders {
-    ($($decoder:ident gives $op:ident)*) => {$(
+    ($($decoder:ident gives $op:ident by $view:ident)*) => {$(
         impl $decoder {
             /// The limits in force.
             #[must_use]
@@ -142,10 +151,24 @@ macro_rules! both_decoders {
             fn decode<'a>(&mut self, bytes: &'a [u8]) -> Result<Step<$op<'a>>, DecodeError> {
                 $decoder::decode(self, bytes)
             }
+
+            fn limits(&self) -> Limits {
+                self.machine.limits
+            }
+
+            #[inline]
+            fn step(&mut self, bytes: &[u8]) -> Result<Step<Layout>, DecodeError> {
+                self.machine.step(bytes)
+            }
+
+            #[inline]
+            fn op<'a>(layout: &Layout, bytes: &'a [u8]) -> $op<'a> {
+                layout.$view(bytes)
+            }
         }
     )*};
 }
-both_decoders!(ClientDecoder gives ServerOp ServerDecoder gives ClientOp);
+both_decoders!(ClientDecoder gives ServerOp by server_op ServerDecoder gives ClientOp by client_op);
 
 mod sealed {
     pub trait Sealed {}
@@ -307,7 +330,7 @@ enum State {
 
 /// Where everything is in one operation, counted from its first byte. Absent parts are empty.
 #[derive(Clone, Copy, Debug)]
-struct Layout {
+pub struct Layout {
     verb: Verb,
     /// The subject; for lines of one argument, that argument.
     first: Span,

@@ -6,9 +6,13 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+#[cfg(feature = "tokio-util")]
+mod codec;
 mod decode;
 pub mod encode;
 mod error;
+#[cfg(feature = "alloc")]
+mod frame;
 mod header;
 #[cfg(feature = "serde")]
 mod json;
@@ -22,9 +26,13 @@ mod scan;
 pub mod session;
 mod sink;
 
+#[cfg(feature = "tokio-util")]
+pub use codec::{ClientCodec, Codec, ServerCodec};
 pub use decode::{ClientDecoder, Decode, ServerDecoder, Step};
 pub use encode::JsonLine;
 pub use error::{DecodeError, DecodeErrorKind, Verb};
+#[cfg(feature = "alloc")]
+pub use frame::{ClientFrame, Frame, ServerFrame};
 pub use header::{Header, HeaderBlock, HeaderError, HeaderIter, Headers};
 #[cfg(feature = "serde")]
 pub use json::{ConnectOptions, JsonError, ServerInfo};

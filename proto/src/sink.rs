@@ -12,13 +12,12 @@ pub trait Sink {
     /// says so.
     fn append(&mut self, bytes: usize, write: impl FnOnce(&mut Self)) -> Self::Output;
 
-    /// Appends within the room made. Only called from inside `append`'s `write`.
+    /// Appends within the room made. Only called by `append`'s `write`, as is `put_some`.
     fn put(&mut self, slice: &[u8]);
 
-    /// Appends the first `len` of `bytes`, at most 16. A sink with room to spare may copy all of them and then go back,
-    /// which saves a call.
+    /// Appends the first `len` of `bytes`, at most 16. A sink may copy all of them and then go back, which saves a call.
     #[inline]
-    fn put_some(&mut self, bytes: &[u8; 16], len: usize) {
+    fn put_some(&mut self, bytes: [u8; 16], len: usize) {
         self.put(&bytes[..len]);
     }
 }
@@ -28,8 +27,8 @@ impl Sink for alloc::vec::Vec<u8> {
     type Output = ();
 
     #[inline]
-    fn append(&mut self, bytes: usize, write: impl FnOnce(&mut Self)) {
-        self.reserve(bytes);
+    fn append(&mut self, _: usize, write: impl FnOnce(&mut Self)) {
+        // A vector grows by itself, by doubling; to ask it first costs time every time.
         write(self);
     }
 
@@ -39,12 +38,9 @@ impl Sink for alloc::vec::Vec<u8> {
     }
 
     #[inline]
-    fn put_some(&mut self, bytes: &[u8; 16], len: usize) {
+    fn put_some(&mut self, bytes: [u8; 16], len: usize) {
         let end = self.len() + len;
-        if self.capacity() - self.len() < bytes.len() {
-            return self.put(&bytes[..len]);
-        }
-        self.extend_from_slice(bytes);
+        self.extend_from_slice(&bytes);
         self.truncate(end);
     }
 }
@@ -107,10 +103,10 @@ impl Sink for Cursor<'_> {
     }
 
     #[inline]
-    fn put_some(&mut self, bytes: &[u8; 16], len: usize) {
+    fn put_some(&mut self, bytes: [u8; 16], len: usize) {
         match self.bytes[self.used..].first_chunk_mut() {
             Some(room) => {
-                *room = *bytes;
+                *room = bytes;
                 self.used += len;
             }
             None => self.put(&bytes[..len]),
