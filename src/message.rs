@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use time::format_description::well_known::Rfc3339;
-use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
+use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, UtcDateTime, UtcOffset};
 
 use crate::alarm::{AlarmId, Change, Command, Condition, Digest, Id, Status, Timestamp, UserId};
 
@@ -125,6 +125,42 @@ fn parse_status(text: &str) -> Result<Status, Rejection> {
 /// RFC 3339, section 5.6, to the instant it names. Digits beyond nanoseconds are cut. A leap second is taken as the
 /// last nanosecond before the next minute, so that it stays after all that came before it.
 fn parse_timestamp(text: &str) -> Result<Timestamp, Rejection> {
+    usual_timestamp(text.as_bytes()).map_or_else(|| any_timestamp(text), Ok)
+}
+
+/// A short cut for the usual form, `2006-01-02T15:04:05Z` with or without a fraction of at most nine digits, in years
+/// from 1970 on: the same as [`any_timestamp`] or nothing.
+fn usual_timestamp(text: &[u8]) -> Option<Timestamp> {
+    let (
+        [y1, y2, y3, y4, b'-', mo1, mo2, b'-', d1, d2, b'T', h1, h2, b':', m1, m2, b':', s1, s2],
+        [fraction @ .., b'Z'],
+    ) = text.split_first_chunk()?
+    else {
+        return None;
+    };
+    let number = |digits: &[u8]| {
+        let number = |number: u32, digit: &u8| Some(number * 10 + char::from(*digit).to_digit(10)?);
+        digits.iter().try_fold(0, number)
+    };
+    let year = number(&[*y1, *y2, *y3, *y4])?.try_into().ok()?;
+    let month = Month::try_from(u8::try_from(number(&[*mo1, *mo2])?).ok()?).ok()?;
+    let date = Date::from_calendar_date(year, month, number(&[*d1, *d2])?.try_into().ok()?).ok()?;
+    let (hour, minute, second) = (number(&[*h1, *h2])?, number(&[*m1, *m2])?, number(&[*s1, *s2])?);
+    let nanos = match fraction {
+        [] => 0,
+        [b'.', digits @ ..] if matches!(digits.len(), 1..=9) => {
+            number(digits)? * 10_u32.pow(9 - digits.len() as u32)
+        }
+        _ => return None,
+    };
+    let days = date.to_julian_day() - UtcDateTime::UNIX_EPOCH.date().to_julian_day();
+    let is_time = hour < 24 && minute < 60 && second < 60;
+    (is_time && days >= 0).then(|| {
+        Timestamp::new(i64::from(days) * 86_400 + i64::from(hour * 3600 + minute * 60 + second), nanos)
+    })
+}
+
+fn any_timestamp(text: &str) -> Result<Timestamp, Rejection> {
     // `time` takes any byte between date and time, and offsets that no RFC 3339 text can have are refused by it.
     let has_t = matches!(text.as_bytes().get(10), Some(b'T' | b't'));
     let parsed = OffsetDateTime::parse(text, &Rfc3339).ok().filter(|_| has_t);
@@ -169,13 +205,6 @@ enum Value<'de> {
 
 impl<'de> Fields<'de> {
     fn parse(payload: &'de [u8]) -> Result<Self, Rejection> {
-        match scan::fields(payload) {
-            Some(fields) => Ok(fields),
-            None => Self::parse_any(payload),
-        }
-    }
-
-    fn parse_any(payload: &'de [u8]) -> Result<Self, Rejection> {
         if payload.is_empty() {
             return Err(Rejection::new(Reason::Empty, "expected a JSON object, got an empty payload"));
         }
@@ -184,6 +213,10 @@ impl<'de> Fields<'de> {
             let at = error.valid_up_to();
             Rejection::new(Reason::NotUtf8, format!("expected UTF-8, got byte 0x{:02x} at {at}", payload[at]))
         })?;
+        scan::fields(text).map_or_else(|| Self::parse_any(text), Ok)
+    }
+
+    fn parse_any(text: &'de str) -> Result<Self, Rejection> {
         let fields: Self = serde_json::from_str(text).map_err(|error| {
             let reason = if error.is_data() { Reason::WrongType } else { Reason::NotJson };
             Rejection::new(reason, format!("expected a JSON object: {error}"))
@@ -475,6 +508,23 @@ mod tests {
     }
 
     #[test]
+    fn the_short_cut_for_the_usual_timestamp_gives_the_same_or_nothing() {
+        for usual in ["1970-01-01T00:00:00Z", "2024-02-29T23:59:59.5Z", "9999-12-31T00:00:00.123456789Z"] {
+            assert!(usual_timestamp(usual.as_bytes()).is_some(), "{usual}");
+            for at in 0..usual.len() {
+                for byte in 0..128 {
+                    let mut text = usual.as_bytes().to_vec();
+                    text[at] = byte;
+                    let text = String::from_utf8(text).expect("ASCII");
+                    if let Some(timestamp) = usual_timestamp(text.as_bytes()) {
+                        assert_eq!(any_timestamp(&text), Ok(timestamp), "{text}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn what_rfc_3339_cannot_write_is_no_timestamp() {
         for came in [
             "",
@@ -607,7 +657,7 @@ mod tests {
     fn a_digest_is_written_as_the_contract_says() {
         let mut out = b"before".to_vec();
         let ranges = encode_digest(&digest("ann \"x\"", 2), 1 << 20, &mut out);
-        assert_eq!(ranges, [6..out.len()]);
+        assert_eq!((ranges.len(), &ranges[0]), (1, &(6..out.len())));
         assert_eq!(
             std::str::from_utf8(&out[6..]).expect("JSON is UTF-8"),
             r#"{"UserID":"ann \"x\"","ActiveAlarms":[{"AlarmID":"\u0001\"0","Status":"CRITICAL","LatestChangedAt":"1970-01-01T00:00:00Z"},{"AlarmID":"\u0001\"1","Status":"CRITICAL","LatestChangedAt":"1970-01-01T00:00:01Z"}]}"#
