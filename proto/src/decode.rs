@@ -221,6 +221,9 @@ fn common_message<const HEADERS: bool>(
         }
     }
     let cr = verb_len + pairs.trailing_zeros() as usize - 1;
+    if cr > verb_len + 1 + limits.line_bytes_max {
+        return None;
+    }
     let mut next_end = || {
         let end = verb_len + ends.trailing_zeros() as usize;
         ends &= ends.wrapping_sub(1);

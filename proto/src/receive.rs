@@ -14,6 +14,7 @@ use core::fmt;
 
 use crate::decode::{Decode, Step};
 use crate::error::DecodeError;
+use crate::frame::Frame;
 use crate::limits::Limits;
 
 /// Received bytes that are not yet operations.
@@ -83,10 +84,42 @@ impl ReceiveBuffer {
         }
     }
 
+    /// The next operation with bytes of its own, if all of it is here.
+    ///
+    /// # Errors
+    /// What the decoder returns.
+    pub fn next_frame<D: Decode>(
+        &mut self,
+        decoder: &mut D,
+    ) -> Result<Option<Frame<D, Vec<u8>>>, DecodeError> {
+        match Frame::decode(decoder, self.unused())? {
+            Step::Op { op, used } => {
+                self.consume(used);
+                Ok(Some(op))
+            }
+            Step::More { missing } => {
+                self.missing = missing;
+                Ok(None)
+            }
+        }
+    }
+
     /// The bytes that are not yet used.
     #[must_use]
     pub fn unused(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
+    }
+
+    /// Drops the first `bytes` of [`unused`](Self::unused), for a caller that calls its decoder itself.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn consume(&mut self, bytes: usize) {
+        assert!(bytes <= self.end - self.start, "{bytes} bytes were used where there were not so many");
+        self.start += bytes;
+        if bytes > self.bytes_min {
+            self.small_for = 0;
+        }
     }
 
     /// Room to read into: never empty, and enough for what is missing, or about one usual read. Say with [`filled`](Self::filled) how much of it
