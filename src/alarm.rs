@@ -56,6 +56,21 @@ impl Id {
         }
     }
 
+    /// The 16 bytes of canonical UUID text.
+    #[must_use]
+    pub fn as_uuid(&self) -> Option<&[u8; 16]> {
+        match &self.0 {
+            Repr::Uuid(bytes) => Some(bytes),
+            Repr::Text(_) => None,
+        }
+    }
+
+    /// The id whose text is the canonical form of this UUID.
+    #[must_use]
+    pub fn from_uuid(bytes: [u8; 16]) -> Self {
+        Self(Repr::Uuid(bytes))
+    }
+
     /// Bytes on the heap behind this id.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
@@ -167,6 +182,11 @@ impl Status {
     }
 }
 
+/// 0000-01-01T00:00:00+23:59, the first instant that RFC 3339 can write.
+const SECONDS_MIN: i64 = -62_167_305_540;
+/// 9999-12-31T23:59:59-23:59, the last one.
+const SECONDS_MAX: i64 = 253_402_387_139;
+
 /// An instant: seconds since 1970-01-01T00:00:00Z and the nanoseconds after them, which always count forward.
 ///
 /// Wide enough for every instant RFC 3339 can write, year 0000 with any offset included.
@@ -183,6 +203,13 @@ impl Timestamp {
     pub fn new(seconds: i64, nanos: u32) -> Self {
         assert!(nanos < 1_000_000_000, "nanoseconds are within a second, not {nanos}");
         Self { seconds, nanos }
+    }
+
+    /// As [`Self::new`], for numbers from elsewhere: none if RFC 3339 could not have written it.
+    #[must_use]
+    pub fn checked(seconds: i64, nanos: u32) -> Option<Self> {
+        let is_written = (SECONDS_MIN..=SECONDS_MAX).contains(&seconds) && nanos < 1_000_000_000;
+        is_written.then_some(Self { seconds, nanos })
     }
 
     /// Whole seconds since 1970, rounded down.

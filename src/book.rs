@@ -41,26 +41,54 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    fn new(first: Condition) -> Self {
+    pub(crate) fn new(first: Condition) -> Self {
         Self { latest: first, told: None, due: true }
     }
 
-    fn apply(&mut self, condition: Condition) {
-        self.latest = self.latest.max(condition);
-        self.due |= self.told.is_some_and(|told| condition > told && condition.status() != told.status());
+    /// As it was taken apart before; none if it does not hold together.
+    pub(crate) fn from_parts(latest: Condition, told: Option<Condition>, due: bool) -> Option<Self> {
+        let holds = match told {
+            None => due,
+            Some(told) => told.status().is_active() && told <= latest,
+        };
+        holds.then_some(Self { latest, told, due })
     }
 
-    fn take(&mut self) -> Option<Condition> {
-        let is_told = self.due && self.latest.status().is_active();
-        is_told.then(|| {
+    /// Says whether the change changed anything.
+    pub(crate) fn apply(&mut self, condition: Condition) -> bool {
+        let before = *self;
+        self.latest = self.latest.max(condition);
+        self.due |= self.told.is_some_and(|told| condition > told && condition.status() != told.status());
+        *self != before
+    }
+
+    pub(crate) fn is_to_be_told(&self) -> bool {
+        self.due && self.latest.status().is_active()
+    }
+
+    /// What is to be told now, if anything; it counts as told from now on.
+    pub(crate) fn take(&mut self) -> Option<Condition> {
+        self.is_to_be_told().then(|| {
             self.told = Some(self.latest);
             self.due = false;
             self.latest
         })
     }
 
-    fn is_forgettable(&self, horizon: Timestamp) -> bool {
+    pub(crate) fn is_forgettable(&self, horizon: Timestamp) -> bool {
         !self.latest.status().is_active() && self.latest.changed_at() < horizon
+    }
+
+    pub(crate) fn latest(&self) -> Condition {
+        self.latest
+    }
+
+    pub(crate) fn told(&self) -> Option<Condition> {
+        self.told
+    }
+
+    pub(crate) fn is_due(&self) -> bool {
+        self.due
     }
 }
 

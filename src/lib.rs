@@ -29,6 +29,7 @@ pub mod alarm;
 mod alarms;
 pub mod book;
 pub mod config;
+pub mod durable;
 pub mod mesh;
 pub mod message;
 pub mod shard;

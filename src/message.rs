@@ -91,6 +91,22 @@ pub fn encode_digest(digest: &Digest, bytes_max: usize, out: &mut Vec<u8>) -> Ve
 /// the rest.
 pub const DIGEST_BYTES_MAX_AT_LEAST: usize = 2 * 6 * crate::alarm::ID_BYTES_MAX + 200;
 
+/// What a digest of `user` takes in bytes, but for its alarms.
+#[must_use]
+pub fn digest_frame_bytes(user: &UserId) -> usize {
+    let mut out = Vec::new();
+    user.0.with_text(|user| write_json(&mut out, user));
+    out.len() + b"{\"UserID\":,\"ActiveAlarms\":[]}".len()
+}
+
+/// What one alarm takes in a digest in bytes, with the comma before it.
+#[must_use]
+pub fn alarm_bytes(alarm: &AlarmId, condition: Condition) -> usize {
+    let mut out = Vec::with_capacity(160);
+    encode_alarm(alarm, condition, &mut out);
+    out.len() + 1
+}
+
 fn encode_alarm(alarm: &AlarmId, condition: Condition, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"AlarmID\":");
     alarm.0.with_text(|alarm| write_json(out, alarm));

@@ -5,6 +5,7 @@
 //!
 //! The broker delivers at least once: what a connection had not read when it broke goes to another member.
 
+mod durable;
 mod oracle;
 mod rules;
 

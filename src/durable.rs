@@ -1,0 +1,14 @@
+//! The durable mode: state in a JetStream key-value bucket, so that any instance can go on where another one stopped.
+//!
+//! *Decide in the bucket by compare-and-swap, publish by compare-and-swap, acknowledge last.* Which alarms a digest holds
+//! is decided by one write to one key; a digest is a function of the stored record alone, so anybody can finish it; the
+//! output stream takes each digest once, because its publication names the one before it; a message is acknowledged only
+//! when what it asks for is stored. So no instance has to know of any other.
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | [`record`] | what is stored of one user |
+//! | [`user`] | one user's state machine: one operation in flight, everything else waits and is committed together |
+
+pub mod record;
+pub mod user;

@@ -1,0 +1,547 @@
+//! One user's state machine: which operation comes next, and what may be acknowledged.
+//!
+//! ```text
+//!           ┌─────────────── refused or unknown ──────────────┐
+//!           ▼                                                 │
+//! not loaded ─ Load ─► loaded ─ change or decision ─► Store ──┴─► stored ─ outbox ─► Send ─► sent
+//!                        │                                                           │
+//!                        └ request, nothing due, nothing to store: Verify            └ refused or unknown: LastSent
+//! ```
+//!
+//! At most one operation is in flight; what arrives meanwhile waits, and the next store takes all of it along. An
+//! operation whose answer never came counts as unknown: the record is loaded again, and tells.
+//!
+//! A message is acknowledged when the stored record covers it. A change that changes nothing is covered by what was
+//! stored before: records only ever grow, so that holds also where this one is out of date.
+//!
+//! Never: subjects, bytes of the protocol, a clock, randomness. A nonce comes in as an argument.
+
+use std::mem;
+
+use crate::alarm::{AlarmId, Condition, Digest, Timestamp, UserId};
+use crate::durable::record::{Decision, Nonce, Record, RecordError};
+use crate::message;
+
+/// What is to be done for a user next. One answer is awaited through [`User::on_done`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Operation {
+    /// Read the record.
+    Load,
+    /// Write the record if its revision is still this one, 0 for none.
+    Store {
+        /// The whole record.
+        record: Vec<u8>,
+        /// What is expected to be there.
+        revision: u64,
+    },
+    /// Read the record, to see that nobody has changed it.
+    Verify,
+    /// Publish the digest if the user's last one still has this sequence, 0 for none.
+    Send {
+        /// What to publish.
+        digest: Digest,
+        /// What it is known by.
+        nonce: Nonce,
+        /// What is expected to be the last.
+        last: u64,
+    },
+    /// Read the user's last digest's sequence and nonce.
+    LastSent,
+}
+
+/// How an operation ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Done {
+    /// Of Load and Verify: the record and its revision, if there is one.
+    Loaded(Option<(Vec<u8>, u64)>),
+    /// Of Store and Send: done, and this is the new revision or sequence.
+    Written(u64),
+    /// Of LastSent: sequence and nonce, if there is a digest.
+    LastSent(Option<(u64, Nonce)>),
+    /// Of Store and Send: somebody else was first.
+    Conflict,
+    /// It may have happened or not.
+    Unknown,
+}
+
+/// What limits a user's operations.
+#[derive(Clone, Copy, Debug)]
+pub struct UserLimits {
+    /// Largest record that can be stored, in bytes.
+    pub record_bytes_max: usize,
+    /// Largest digest that can be sent, in bytes of JSON.
+    pub digest_bytes_max: usize,
+    /// Alarms cleared before this are forgotten with the next store.
+    pub horizon: Timestamp,
+}
+
+/// One user. `A` is what it takes to acknowledge a message.
+///
+/// `operation` is some ⇔ an answer is awaited. `storing <= unstored.len()`. An outbox that [`User::step`] finds is stored:
+/// one that was only decided is in the store in flight, or is forgotten with the rest when that fails.
+#[derive(Debug)]
+pub struct User<A> {
+    id: UserId,
+    /// As stored at `revision`, with `unstored` applied and perhaps one decision made; none before it is loaded.
+    record: Option<Record>,
+    revision: u64,
+    /// Changes that are not known to be stored, in the order they came.
+    unstored: Vec<(AlarmId, Condition)>,
+    /// How many of them the store in flight holds.
+    storing: usize,
+    /// The record holds something that neither is stored nor is being stored.
+    dirty: bool,
+    /// A digest is under way that could not hold all that was due.
+    is_part: bool,
+    operation: Option<Pending>,
+    /// Acknowledged by the next store, and by the one in flight.
+    changes: Waiting<A>,
+    /// Requests that nobody looks after yet, and those of the digest, the store or the check under way.
+    requests: Waiting<A>,
+    /// A digest's sequence that was seen while this outbox waited: it is the one to come after.
+    seen: Option<(Nonce, u64)>,
+    /// This outbox may have been sent.
+    unsure: Option<Nonce>,
+    /// The outbox that was sent last, and its sequence: a record that still shows it is older than that.
+    sent: Option<(Nonce, u64)>,
+    acknowledged: Vec<A>,
+}
+
+#[derive(Debug)]
+struct Waiting<A> {
+    next: Vec<A>,
+    under_way: Vec<A>,
+}
+
+impl<A> Waiting<A> {
+    fn new() -> Self {
+        Self { next: Vec::new(), under_way: Vec::new() }
+    }
+
+    fn start(&mut self) {
+        self.under_way.append(&mut self.next);
+    }
+
+    fn restart(&mut self) {
+        self.under_way.append(&mut self.next);
+        mem::swap(&mut self.under_way, &mut self.next);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Pending {
+    Load,
+    Store,
+    Verify,
+    Send(Nonce),
+    LastSent(Nonce),
+}
+
+/// What [`User::step`] could not do.
+#[derive(Debug)]
+pub enum Refusal<A> {
+    /// The record is larger than can be stored. What these would acknowledge is not lost: it stays with the broker.
+    TooLarge {
+        /// Size of the record, in bytes.
+        bytes: usize,
+        /// All that waited.
+        unacknowledged: Vec<A>,
+    },
+}
+
+impl<A> User<A> {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new(id: UserId) -> Self {
+        Self {
+            id,
+            record: None,
+            revision: 0,
+            unstored: Vec::new(),
+            storing: 0,
+            dirty: false,
+            is_part: false,
+            operation: None,
+            changes: Waiting::new(),
+            requests: Waiting::new(),
+            seen: None,
+            unsure: None,
+            sent: None,
+            acknowledged: Vec::new(),
+        }
+    }
+
+    /// A change came, and `ack` acknowledges it.
+    pub fn on_change(&mut self, alarm: AlarmId, condition: Condition, ack: A) {
+        let Some(record) = &mut self.record else {
+            self.unstored.push((alarm, condition));
+            self.changes.next.push(ack);
+            return;
+        };
+        let has_changed = record.apply(&alarm, condition);
+        if has_changed || self.dirty || self.operation == Some(Pending::Store) {
+            // Also what changed nothing: it was judged by what may never be stored, and then has to be judged again.
+            self.unstored.push((alarm, condition));
+            self.changes.next.push(ack);
+            self.dirty |= has_changed;
+        } else {
+            self.acknowledged.push(ack);
+        }
+    }
+
+    /// A request came, and `ack` acknowledges it. Requests that wait together are answered together.
+    pub fn on_request(&mut self, ack: A) {
+        self.requests.next.push(ack);
+    }
+
+    /// What may be acknowledged now, to be taken out.
+    pub fn acknowledged(&mut self) -> &mut Vec<A> {
+        &mut self.acknowledged
+    }
+
+    /// Whether nothing waits and nothing is under way: such a user can be dropped and loaded again.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.operation.is_none()
+            && !self.dirty
+            && self.unstored.is_empty()
+            && self.changes.next.is_empty()
+            && self.requests.next.is_empty()
+            && self.acknowledged.is_empty()
+            && self.requests.under_way.is_empty()
+            && self.record.as_ref().is_none_or(|record| record.outbox_nonce().is_none())
+    }
+
+    /// Whether an answer is awaited.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.operation.is_some()
+    }
+
+    /// What is known of the user; none before it is loaded.
+    #[must_use]
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    /// The next operation, if none is in flight and there is one. `nonce` is used up when a digest is decided.
+    ///
+    /// # Errors
+    /// [`Refusal`], when the record has grown too large. The user is as after [`Self::new`] then.
+    pub fn step(
+        &mut self,
+        limits: &UserLimits,
+        nonce: impl FnOnce() -> Nonce,
+    ) -> Result<Option<Operation>, Refusal<A>> {
+        if self.operation.is_some() {
+            return Ok(None);
+        }
+        let Some(record) = &mut self.record else {
+            let has_work =
+                !self.unstored.is_empty() || !self.changes.next.is_empty() || !self.requests.next.is_empty();
+            return Ok(has_work.then(|| self.begin(Pending::Load, Operation::Load)));
+        };
+        if let Some((nonce, digest)) = record.outbox() {
+            if self.unsure == Some(nonce) {
+                return Ok(Some(self.begin(Pending::LastSent(nonce), Operation::LastSent)));
+            }
+            let last = match self.seen {
+                Some((seen, last)) if seen == nonce => last,
+                _ => record.last_digest,
+            };
+            return Ok(Some(self.begin(Pending::Send(nonce), Operation::Send { digest, nonce, last })));
+        }
+        if !self.requests.next.is_empty() {
+            let mut bytes = message::digest_frame_bytes(&self.id);
+            let fits = |alarm: &AlarmId, condition: Condition| {
+                bytes += message::alarm_bytes(alarm, condition);
+                bytes <= limits.digest_bytes_max
+            };
+            match record.decide(nonce(), fits) {
+                // That the store succeeds will prove that nobody else knew of more; until then they are not answered.
+                Decision::Nothing if self.dirty => self.requests.start(),
+                Decision::Nothing => {
+                    self.requests.start();
+                    return Ok(Some(self.begin(Pending::Verify, Operation::Verify)));
+                }
+                decision => {
+                    (self.dirty, self.is_part) = (true, decision == Decision::Part);
+                    self.requests.start();
+                }
+            }
+        }
+        if !self.dirty {
+            return Ok(None);
+        }
+        self.store(limits).map(Some)
+    }
+
+    /// The operation in flight has ended.
+    ///
+    /// # Errors
+    /// [`RecordError`], when what was loaded is not this user's record. The user is as after [`Self::new`] then, with all
+    /// that waited still waiting.
+    ///
+    /// # Panics
+    /// When none is in flight, or it cannot end so.
+    pub fn on_done(&mut self, done: Done) -> Result<(), RecordError> {
+        let pending = self.operation.take().expect("an operation is in flight");
+        match (pending, done) {
+            (Pending::Load, Done::Loaded(stored)) => return self.on_loaded(stored),
+            (Pending::Verify, Done::Loaded(stored)) => {
+                let revision = stored.as_ref().map_or(0, |(_, revision)| *revision);
+                if revision == self.revision {
+                    self.acknowledged.append(&mut self.requests.under_way);
+                } else {
+                    self.requests.restart();
+                    self.forget_loaded();
+                    return self.on_loaded(stored);
+                }
+            }
+            (Pending::Store, Done::Written(revision)) => self.on_stored(revision),
+            (Pending::Send(nonce), Done::Written(last)) => self.on_sent(nonce, last),
+            (Pending::Send(nonce) | Pending::LastSent(nonce), Done::Conflict | Done::Unknown) => {
+                self.unsure = Some(nonce);
+            }
+            (Pending::LastSent(nonce), Done::LastSent(last)) => self.on_last_sent(nonce, last),
+            (Pending::Load | Pending::Store | Pending::Verify, Done::Conflict | Done::Unknown) => {
+                self.forget_loaded()
+            }
+            (pending, done) => panic!("{pending:?} cannot end with {done:?}"),
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, pending: Pending, operation: Operation) -> Operation {
+        self.operation = Some(pending);
+        operation
+    }
+
+    fn store(&mut self, limits: &UserLimits) -> Result<Operation, Refusal<A>> {
+        let record = self.record.as_mut().expect("only what is loaded is dirty");
+        record.forget(limits.horizon);
+        let bytes = record.encode();
+        if bytes.len() > limits.record_bytes_max {
+            let bytes = bytes.len();
+            return Err(Refusal::TooLarge { bytes, unacknowledged: self.give_up() });
+        }
+        self.dirty = false;
+        self.storing = self.unstored.len();
+        self.changes.start();
+        let revision = self.revision;
+        Ok(self.begin(Pending::Store, Operation::Store { record: bytes, revision }))
+    }
+
+    /// Back to where nothing is known; all that waited goes to the caller.
+    fn give_up(&mut self) -> Vec<A> {
+        let id = self.id.clone();
+        let Self { changes, requests, mut acknowledged, .. } = mem::replace(self, Self::new(id));
+        for mut waiting in [changes, requests] {
+            waiting.restart();
+            acknowledged.append(&mut waiting.next);
+        }
+        acknowledged
+    }
+
+    fn on_loaded(&mut self, stored: Option<(Vec<u8>, u64)>) -> Result<(), RecordError> {
+        let (mut record, revision) = match stored {
+            Some((bytes, revision)) => (Record::decode(&self.id, &bytes)?, revision),
+            None => (Record::new(self.id.clone()), 0),
+        };
+        if let Some((nonce, last)) = self.sent
+            && record.outbox_nonce() == Some(nonce)
+        {
+            record.clear_outbox();
+            record.last_digest = last;
+        }
+        // All of them are kept until a store holds them all: what changes nothing now may do so only because of another
+        // one that is not stored either.
+        self.dirty = self
+            .unstored
+            .iter()
+            .fold(false, |dirty, (alarm, condition)| record.apply(alarm, *condition) | dirty);
+        if !self.dirty {
+            self.unstored.clear();
+            self.acknowledged.append(&mut self.changes.next);
+        }
+        (self.record, self.revision) = (Some(record), revision);
+        Ok(())
+    }
+
+    /// Whatever is known may be out of date. All that waits is kept.
+    fn forget_loaded(&mut self) {
+        (self.record, self.storing, self.dirty, self.is_part) = (None, 0, false, false);
+        self.changes.restart();
+        self.requests.restart();
+    }
+
+    fn on_stored(&mut self, revision: u64) {
+        self.revision = revision;
+        self.unstored.drain(..mem::take(&mut self.storing));
+        self.acknowledged.append(&mut self.changes.under_way);
+        if !self.dirty {
+            self.unstored.clear();
+            self.acknowledged.append(&mut self.changes.next);
+        }
+        if self.record.as_ref().is_some_and(|record| record.outbox_nonce().is_none()) {
+            self.acknowledged.append(&mut self.requests.under_way);
+        }
+    }
+
+    fn on_sent(&mut self, nonce: Nonce, last: u64) {
+        let record = self.record.as_mut().expect("only what is loaded is sent");
+        record.clear_outbox();
+        record.last_digest = last;
+        (self.sent, self.seen, self.unsure) = (Some((nonce, last)), None, None);
+        if mem::take(&mut self.is_part) {
+            // There is more to tell than one digest can hold.
+            self.requests.restart();
+        } else {
+            self.acknowledged.append(&mut self.requests.under_way);
+        }
+    }
+
+    fn on_last_sent(&mut self, nonce: Nonce, last: Option<(u64, Nonce)>) {
+        self.unsure = None;
+        match last {
+            Some((last, sent)) if sent == nonce => self.on_sent(nonce, last),
+            Some((last, _)) => {
+                // Another one: either ours has long been followed by it, or it came before and was not known of. The
+                // stored record tells.
+                self.seen = Some((nonce, last));
+                self.forget_loaded();
+            }
+            None => {
+                // The last one has left the stream with age.
+                self.record.as_mut().expect("only what is loaded is sent").last_digest = 0;
+                self.seen = None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alarm::{Id, Status};
+
+    fn user() -> User<u32> {
+        User::new(UserId(Id::new("ann").expect("a valid id")))
+    }
+
+    fn alarm() -> AlarmId {
+        AlarmId(Id::new("disk").expect("a valid id"))
+    }
+
+    fn condition(second: i64, status: Status) -> Condition {
+        Condition::new(Timestamp::new(second, 0), status)
+    }
+
+    fn step(user: &mut User<u32>) -> Option<Operation> {
+        let limits =
+            UserLimits { record_bytes_max: 1000, digest_bytes_max: 1000, horizon: Timestamp::new(-1, 0) };
+        user.step(&limits, || Nonce(7)).expect("it is small")
+    }
+
+    /// A loaded user whose only alarm is critical since second 1, stored as revision 1.
+    fn stored() -> User<u32> {
+        let mut user = user();
+        user.on_change(alarm(), condition(1, Status::Critical), 1);
+        assert_eq!(step(&mut user), Some(Operation::Load));
+        user.on_done(Done::Loaded(None)).expect("nothing is a record");
+        assert!(matches!(step(&mut user), Some(Operation::Store { revision: 0, .. })));
+        user.on_done(Done::Written(1)).expect("nothing to read");
+        assert_eq!(std::mem::take(user.acknowledged()), [1]);
+        assert!(user.is_idle());
+        user
+    }
+
+    #[test]
+    fn changes_that_come_during_a_store_are_stored_together_by_the_next() {
+        let mut user = stored();
+        user.on_change(alarm(), condition(2, Status::Warning), 2);
+        assert!(matches!(step(&mut user), Some(Operation::Store { revision: 1, .. })));
+        for (second, ack) in [(3, 3), (4, 4), (1, 5)] {
+            user.on_change(alarm(), condition(second, Status::Critical), ack);
+        }
+        assert_eq!((step(&mut user), user.acknowledged().len()), (None, 0));
+        user.on_done(Done::Written(2)).expect("nothing to read");
+        assert_eq!(std::mem::take(user.acknowledged()), [2]);
+        assert!(matches!(step(&mut user), Some(Operation::Store { revision: 2, .. })));
+        user.on_done(Done::Written(3)).expect("nothing to read");
+        assert_eq!(std::mem::take(user.acknowledged()), [3, 4, 5]);
+    }
+
+    #[test]
+    fn a_request_is_acknowledged_when_its_digest_is_sent() {
+        let mut user = stored();
+        user.on_request(2);
+        assert!(matches!(step(&mut user), Some(Operation::Store { .. })));
+        user.on_done(Done::Written(2)).expect("nothing to read");
+        assert!(matches!(step(&mut user), Some(Operation::Send { nonce: Nonce(7), last: 0, .. })));
+        assert!(user.acknowledged().is_empty());
+        user.on_done(Done::Unknown).expect("nothing to read");
+        assert_eq!(step(&mut user), Some(Operation::LastSent));
+        user.on_done(Done::LastSent(Some((9, Nonce(7))))).expect("nothing to read");
+        assert_eq!(std::mem::take(user.acknowledged()), [2]);
+        user.on_request(3);
+        assert_eq!(step(&mut user), Some(Operation::Verify));
+    }
+
+    /// Found by the simulation: the request must not go with the store that it only waited for.
+    #[test]
+    fn a_request_that_found_nothing_due_is_asked_again_when_the_store_fails() {
+        let mut user = stored();
+        user.on_change(alarm(), condition(2, Status::Cleared), 2);
+        user.on_request(3);
+        assert!(matches!(step(&mut user), Some(Operation::Store { .. })));
+        let mut theirs = Record::new(UserId(Id::new("ann").expect("a valid id")));
+        theirs.apply(&alarm(), condition(3, Status::Critical));
+        user.on_done(Done::Conflict).expect("nothing to read");
+        assert_eq!(step(&mut user), Some(Operation::Load));
+        user.on_done(Done::Loaded(Some((theirs.encode(), 5)))).expect("a record");
+        assert!(!user.acknowledged().contains(&3));
+        assert!(matches!(step(&mut user), Some(Operation::Store { revision: 5, .. })));
+        user.on_done(Done::Written(6)).expect("nothing to read");
+        assert!(matches!(step(&mut user), Some(Operation::Send { .. })));
+    }
+
+    /// Found by the simulation: it was no news to a decision that then came to nothing.
+    #[test]
+    fn a_change_judged_by_a_decision_that_failed_is_judged_again() {
+        let mut user = stored();
+        user.on_change(alarm(), condition(7, Status::Critical), 2);
+        user.on_request(3);
+        assert!(matches!(step(&mut user), Some(Operation::Store { .. })));
+        user.on_change(alarm(), condition(5, Status::Cleared), 4);
+        let mut theirs = Record::new(UserId(Id::new("ann").expect("a valid id")));
+        theirs.apply(&alarm(), condition(4, Status::Critical));
+        theirs.decide(Nonce(1), |_, _| true);
+        theirs.clear_outbox();
+        user.on_done(Done::Conflict).expect("nothing to read");
+        assert_eq!(step(&mut user), Some(Operation::Load));
+        user.on_done(Done::Loaded(Some((theirs.encode(), 5)))).expect("a record");
+        assert!(
+            matches!(step(&mut user), Some(Operation::Store { .. })),
+            "critical, cleared, critical is news"
+        );
+        user.on_done(Done::Written(6)).expect("nothing to read");
+        assert!(matches!(step(&mut user), Some(Operation::Send { .. })));
+    }
+
+    #[test]
+    fn a_record_that_is_too_large_gives_back_all_that_waited() {
+        let mut user = stored();
+        for number in 0..100 {
+            let alarm = AlarmId(Id::new(&format!("alarm {number}")).expect("a valid id"));
+            user.on_change(alarm, condition(1, Status::Warning), number);
+        }
+        user.on_request(100);
+        let limits =
+            UserLimits { record_bytes_max: 1000, digest_bytes_max: 1000, horizon: Timestamp::new(-1, 0) };
+        let Err(Refusal::TooLarge { bytes, unacknowledged }) = user.step(&limits, || Nonce(7)) else {
+            panic!("it is too large")
+        };
+        assert!(bytes > 1000 && unacknowledged.len() == 101 && user.is_idle());
+    }
+}
