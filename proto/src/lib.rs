@@ -14,6 +14,8 @@ mod error;
 #[cfg(feature = "alloc")]
 mod frame;
 mod header;
+#[cfg(feature = "jetstream")]
+pub mod jetstream;
 #[cfg(feature = "serde")]
 mod json;
 mod limits;

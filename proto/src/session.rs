@@ -215,6 +215,24 @@ impl Session {
         encode::publish_with_headers(&mut self.output, subject, None, headers, payload);
     }
 
+    /// Publishes a request: whoever serves `subject` answers to `reply`. The same for headers as above.
+    pub fn publish_for_reply(
+        &mut self,
+        subject: Subject<'_>,
+        reply: Subject<'_>,
+        headers: Option<HeaderBlock<'_>>,
+        payload: &[u8],
+        now: Duration,
+    ) {
+        self.begin_output(now);
+        match headers {
+            None => encode::publish(&mut self.output, subject, Some(reply), payload),
+            Some(headers) => {
+                encode::publish_with_headers(&mut self.output, subject, Some(reply), headers, payload);
+            }
+        }
+    }
+
     /// Subscribes, as one of a queue group if one is given.
     pub fn subscribe(
         &mut self,
