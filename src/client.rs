@@ -15,6 +15,7 @@ use nats_wire::{QueueGroup, Sid, Subject, SubjectFilter};
 pub struct Received {
     pub sid: u64,
     pub subject: String,
+    pub reply: Option<Vec<u8>>,
     /// The header block as it came, empty if there was none.
     pub headers: Vec<u8>,
     pub payload: Vec<u8>,
@@ -51,6 +52,11 @@ impl Client {
             client.turn("the server to finish the handshake", deadline)?;
         }
         Ok(client)
+    }
+
+    /// For what this client has no word for. Its output goes out with the next wait.
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.session
     }
 
     pub fn subscribe(&mut self, subject: &str, queue: Option<&str>, sid: u64) {
@@ -143,6 +149,7 @@ impl Client {
                 Some(Event::Message(message)) => self.received.push_back(Received {
                     sid: message.sid_number().unwrap_or_default(),
                     subject: String::from_utf8_lossy(message.subject).into_owned(),
+                    reply: message.reply.map(<[u8]>::to_vec),
                     headers: message.headers.map(|headers| headers.as_bytes().to_vec()).unwrap_or_default(),
                     payload: message.payload.to_vec(),
                 }),

@@ -9,6 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use nats_wire::session::SessionConfig;
 use nats_wire::{ConnectOptions, Limits, QueueGroup, Subject};
 
+use crate::durable::worker::{Names, WorkerConfig};
 use crate::message::DIGEST_BYTES_MAX_AT_LEAST;
 use crate::shard::{ShardConfig, Subjects};
 
@@ -34,6 +35,9 @@ pub struct Cli {
     /// For the service.
     #[command(flatten)]
     pub run: RunArgs,
+    /// For the service in durable mode.
+    #[command(flatten)]
+    pub jetstream: JetStreamArgs,
     /// Print help
     // The long form of clap's help takes four lines for what fits into one.
     #[arg(short, long, global = true, action = ArgAction::HelpShort)]
@@ -138,6 +142,16 @@ pub struct NatsArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Service")]
 pub struct RunArgs {
+    /// Where the state lives
+    #[arg(
+        long,
+        value_name = "MODE",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_MODE",
+        default_value = "memory"
+    )]
+    pub mode: Mode,
+
     /// Number of cores, on the first CPUs that this process may use [default: all of them]
     #[arg(
         long,
@@ -248,6 +262,92 @@ pub struct RunArgs {
     pub log_format: LogFormat,
 }
 
+/// Where the state lives.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// In this process: fastest, one process per queue group, forgotten at its end.
+    Memory,
+    /// In NATS JetStream: any number of processes, and every accepted message survives any of them.
+    Jetstream,
+}
+
+/// Streams, bucket and consumer.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "JetStream mode")]
+pub struct JetStreamArgs {
+    /// Begins the names of the streams NAME_IN, NAME_OUT and NAME_DEAD and of the bucket NAME_STATE
+    #[arg(
+        long,
+        value_name = "NAME",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_JS_NAME",
+        default_value = "AD"
+    )]
+    #[arg(value_parser = parse_name)]
+    pub js_name: String,
+
+    /// Prefix of the JetStream API, for a domain `$JS.DOMAIN.API` [default: $JS.API]
+    #[arg(long, value_name = "SUBJECT", hide_env_values = true, env = "ALARM_DIGEST_JS_API_PREFIX")]
+    #[arg(value_parser = parse_subject)]
+    pub js_api_prefix: Option<String>,
+
+    /// Replicas of all that is created
+    #[arg(
+        long,
+        value_name = "N",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_JS_REPLICAS",
+        default_value_t = 1
+    )]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=5))]
+    pub js_replicas: u32,
+
+    /// Bytes of messages that may wait to be done; publishers are refused beyond it
+    #[arg(long, value_name = "BYTES", hide_env_values = true, env = "ALARM_DIGEST_JS_INPUT_BYTES_MAX")]
+    #[arg(default_value_t = 1 << 30, value_parser = clap::value_parser!(i64).range(1..))]
+    pub js_input_bytes_max: i64,
+
+    /// Bytes of users' records
+    #[arg(long, value_name = "BYTES", hide_env_values = true, env = "ALARM_DIGEST_JS_STATE_BYTES_MAX")]
+    #[arg(default_value_t = 4 << 30, value_parser = clap::value_parser!(i64).range(1..))]
+    pub js_state_bytes_max: i64,
+
+    /// Bytes of digests that are kept
+    #[arg(long, value_name = "BYTES", hide_env_values = true, env = "ALARM_DIGEST_JS_OUTPUT_BYTES_MAX")]
+    #[arg(default_value_t = 4 << 30, value_parser = clap::value_parser!(i64).range(1..))]
+    pub js_output_bytes_max: i64,
+
+    /// How long digests are kept: longer than the longest outage, for they tell what was sent
+    #[arg(long, value_name = "TIME", hide_env_values = true, env = "ALARM_DIGEST_JS_OUTPUT_AGE_MAX")]
+    #[arg(default_value = "7d", value_parser = parse_span)]
+    pub js_output_age_max: Duration,
+
+    /// How long a message may be under way in one process before another one gets it
+    #[arg(
+        long,
+        value_name = "TIME",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_JS_ACK_WAIT",
+        default_value = "30s"
+    )]
+    #[arg(value_parser = parse_span)]
+    pub js_ack_wait: Duration,
+
+    /// Messages under way in all processes together
+    #[arg(long, value_name = "N", hide_env_values = true, env = "ALARM_DIGEST_JS_ACK_PENDING_MAX")]
+    #[arg(default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub js_ack_pending_max: u32,
+
+    /// Users kept in memory by each core
+    #[arg(long, value_name = "N", hide_env_values = true, env = "ALARM_DIGEST_JS_CACHED_USERS_MAX")]
+    #[arg(default_value_t = 100_000)]
+    pub js_cached_users_max: usize,
+
+    /// Use streams, bucket and consumer as they are; create and compare nothing
+    #[arg(long, hide_env_values = true, env = "ALARM_DIGEST_NO_PROVISION")]
+    pub no_provision: bool,
+}
+
 /// How log lines look.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogFormat {
@@ -310,6 +410,39 @@ impl Cli {
     }
 }
 
+impl Cli {
+    /// What every worker needs to know.
+    ///
+    /// # Errors
+    /// When settings do not go together.
+    pub fn worker_config(&self) -> Result<WorkerConfig, String> {
+        let Subjects { changed, send, digest, rejected } = self.nats.subjects()?;
+        let name = &self.jetstream.js_name;
+        Ok(WorkerConfig {
+            names: Names {
+                changed,
+                send,
+                digest,
+                dead: rejected,
+                input: format!("{name}_IN"),
+                consumer: "digest".into(),
+                bucket: format!("{name}_STATE"),
+                output: format!("{name}_OUT"),
+                dead_letters: format!("{name}_DEAD"),
+                output_prefix: format!("{name}.out."),
+                api_prefix: self.jetstream.js_api_prefix.clone(),
+            },
+            session: self.nats.session("alarm-digest", self.run.ping_interval),
+            retention: self.run.retention,
+            output_bytes_max: self.run.output_bytes_max as usize,
+            batch: 500,
+            open_max: 2000,
+            cached_users_max: self.jetstream.js_cached_users_max,
+            request_timeout: self.nats.connect_timeout,
+        })
+    }
+}
+
 /// A host and a port, not looked up yet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Server {
@@ -365,6 +498,17 @@ fn parse_subject(text: &str) -> Result<String, String> {
         return Err(format!("expected at most {SUBJECT_BYTES_MAX} bytes, got {}", text.len()));
     }
     Subject::new(text).map(|_| text.into()).map_err(|error| error.to_string())
+}
+
+/// JetStream takes more in names; this much goes into file names and subjects everywhere.
+fn parse_name(text: &str) -> Result<String, String> {
+    let is_name =
+        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    if is_name {
+        Ok(text.into())
+    } else {
+        Err(format!("expected letters, digits, `-` and `_`, got `{text}`"))
+    }
 }
 
 fn parse_queue_group(text: &str) -> Result<String, String> {

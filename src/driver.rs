@@ -1,10 +1,10 @@
-//! Drives one shard on one glommio executor: socket, mail, time, reconnecting, draining.
+//! Drives one core's logic on one glommio executor: socket, mail, time, reconnecting, draining.
 //!
-//! One task and one loop. Each turn asks everything that could have something for the shard, and the task sleeps only
+//! One task and one loop. Each turn asks everything that could have something for the logic, and the task sleeps only
 //! when nothing had: then each of them has its waker. A task per direction would wake the executor as often again, and
 //! a wake-up is what glommio is dear at.
 //!
-//! Never: a decision about messages. Those are `shard`'s.
+//! Never: a decision about messages. Those are `shard`'s and `worker`'s.
 
 use std::future::Future;
 use std::io;
@@ -15,8 +15,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alarm_digest::alarm::Timestamp;
 use alarm_digest::config::Server;
+use alarm_digest::logic::{Counters, Logic, Notice};
 use alarm_digest::mesh::Mesh;
-use alarm_digest::shard::{Counters, Mail, Notice, Shard, ShardId};
+use alarm_digest::shard::{Mail, ShardId};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use glommio::timer::Timer;
@@ -25,7 +26,7 @@ use tracing::{debug, info, warn};
 use crate::connect::connect;
 use crate::stop::{Stage, Stop};
 
-/// How often the shard is told the time. What needs time in it counts in seconds.
+/// How often the logic is told the time. What needs time in it counts in seconds.
 const TICK: Duration = Duration::from_secs(1);
 
 /// nats-server writes at most 64 KiB at a time. A larger operation makes the buffer grow until it is through.
@@ -58,9 +59,9 @@ pub struct Report {
 /// One core's driver.
 ///
 /// `buffer[start..end]` came from the socket and is not used yet; all of `buffer` is initialised.
-pub struct Driver {
+pub struct Driver<L> {
     id: ShardId,
-    shard: Shard,
+    logic: L,
     common: Arc<Common>,
     link: Link,
     buffer: Vec<u8>,
@@ -83,11 +84,11 @@ enum Link {
     Up(TcpStream),
 }
 
-impl Driver {
-    pub fn new(id: ShardId, shard: Shard, common: Arc<Common>) -> Self {
+impl<L: Logic> Driver<L> {
+    pub fn new(id: ShardId, logic: L, common: Arc<Common>) -> Self {
         Self {
             id,
-            shard,
+            logic,
             // Cores that start together begin at different servers, so that the load is spread.
             server_next: id.0,
             common,
@@ -109,7 +110,7 @@ impl Driver {
         loop {
             std::future::poll_fn(|cx| self.poll_turn(cx)).await;
             let is_aborted = self.common.stop.stage() == Stage::Abort;
-            if self.shard.is_drained() || is_aborted {
+            if self.logic.is_drained() || is_aborted {
                 break;
             }
             // A socket that always has more would keep timers and the poll for writing from ever being looked at.
@@ -118,13 +119,13 @@ impl Driver {
         if let Link::Up(stream) = &self.link {
             let _ = stream.shutdown(std::net::Shutdown::Both).await;
         }
-        let book = self.shard.book();
+        let (users, alarms) = self.logic.holds();
         Report {
-            counters: self.shard.counters().clone(),
-            users: book.users(),
-            alarms: book.alarms(),
-            unsettled: self.shard.unsettled(),
-            is_drained: self.shard.is_drained(),
+            counters: self.logic.counters().clone(),
+            users,
+            alarms,
+            unsettled: self.logic.unsettled(),
+            is_drained: self.logic.is_drained(),
         }
     }
 
@@ -135,7 +136,7 @@ impl Driver {
         did |= self.poll_time(cx, now);
         did |= self.poll_link(cx, now);
         did |= self.poll_mail_in(cx);
-        self.shard.finish_turn(now);
+        self.logic.finish_turn(now);
         did |= self.poll_write(cx, now);
         did |= self.poll_mail_out(cx);
         self.say_notices();
@@ -147,8 +148,8 @@ impl Driver {
             Stage::Run => false,
             Stage::Drain => {
                 // Asked anew each turn; only the first time does something.
-                self.shard.drain(now);
-                self.shard.is_drained()
+                self.logic.drain(now);
+                self.logic.is_drained()
             }
             Stage::Abort => true,
         }
@@ -160,7 +161,7 @@ impl Driver {
             return false;
         }
         self.timer = None;
-        if let Err(fault) = self.shard.on_time(now, wall_clock()) {
+        if let Err(fault) = self.logic.on_time(now, wall_clock()) {
             self.lose_link(&fault);
         }
         true
@@ -180,7 +181,7 @@ impl Driver {
                 Poll::Ready(Ok(stream)) => {
                     self.link = Link::Up(stream);
                     (self.start, self.end, self.is_dry) = (0, 0, true);
-                    self.shard.on_link(now);
+                    self.logic.on_link(now);
                     true
                 }
                 Poll::Ready(Err(error)) => {
@@ -192,30 +193,30 @@ impl Driver {
         }
     }
 
-    /// One read and all that it brings, or what an earlier one brought and the shard did not take.
+    /// One read and all that it brings, or what an earlier one brought and the logic did not take.
     fn poll_read(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
-        if !self.shard.takes_bytes() {
+        if !self.logic.takes_bytes() {
             return false;
         }
         if self.is_dry {
             match self.poll_fill(cx) {
                 Poll::Pending => return false,
-                Poll::Ready(Ok(())) => self.shard.heard(now),
+                Poll::Ready(Ok(())) => self.logic.heard(now),
                 Poll::Ready(Err(error)) => {
                     self.lose_link(&error);
                     return true;
                 }
             }
         }
-        match self.shard.receive(&self.buffer[self.start..self.end], now) {
+        match self.logic.receive(&self.buffer[self.start..self.end], now) {
             Ok(used) => self.start += used,
             Err(fault) => {
                 self.lose_link(&fault);
                 return true;
             }
         }
-        // Only a shard that is full leaves complete operations behind.
-        self.is_dry = self.shard.takes_bytes();
+        // Only what is full leaves complete operations behind.
+        self.is_dry = self.logic.takes_bytes();
         true
     }
 
@@ -242,23 +243,23 @@ impl Driver {
     }
 
     fn poll_mail_in(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.shard.takes_mail()
+        if !self.logic.takes_mail()
             || self.common.mesh.poll_receive(self.id, &mut self.inbox, cx).is_pending()
         {
             return false;
         }
-        self.inbox.drain(..).for_each(|mail| self.shard.on_mail(mail));
+        self.inbox.drain(..).for_each(|mail| self.logic.on_mail(mail));
         true
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
         let mut did = false;
         while let Link::Up(stream) = &mut self.link
-            && !self.shard.output().is_empty()
+            && !self.logic.output().is_empty()
         {
-            match Pin::new(stream).poll_write(cx, self.shard.output()) {
+            match Pin::new(stream).poll_write(cx, self.logic.output()) {
                 Poll::Pending => break,
-                Poll::Ready(Ok(bytes)) => self.shard.wrote(bytes, now),
+                Poll::Ready(Ok(bytes)) => self.logic.wrote(bytes, now),
                 Poll::Ready(Err(error)) => self.lose_link(&error),
             }
             did = true;
@@ -269,13 +270,13 @@ impl Driver {
     fn poll_mail_out(&mut self, cx: &mut Context<'_>) -> bool {
         let mut did = false;
         for peer in (0..self.common.mesh.shards()).map(ShardId) {
-            let mail = self.shard.mail_for(peer);
+            let Some(mail) = self.logic.mail_for(peer) else { break };
             if !mail.is_empty() && self.common.mesh.poll_send(peer, mail, cx).is_ready() {
                 did = true;
             }
         }
         if did {
-            self.shard.mail_moved();
+            self.logic.mail_moved();
         }
         did
     }
@@ -293,7 +294,7 @@ impl Driver {
 
     /// Closes the link, if there is one, says why, and goes on with the next server after a while.
     fn lose_link(&mut self, why: &dyn std::fmt::Display) {
-        let was_ready = self.shard.link().is_some_and(|link| link.is_ready());
+        let was_ready = self.logic.link().is_some_and(|link| link.is_ready());
         let (core, server, attempt) = (self.id.0, self.server(), self.attempts + 1);
         if was_ready {
             warn!(core, %server, "disconnected: {why}");
@@ -305,7 +306,7 @@ impl Driver {
             // Dropping it alone would close it only when the executor next looks at its polls.
             let _ = Pin::new(stream).poll_close(&mut Context::from_waker(Waker::noop()));
         }
-        self.shard.on_link_lost();
+        self.logic.on_link_lost(self.epoch.elapsed());
         self.server_next += 1;
         let delay = reconnect_delay(self.attempts, self.common.reconnect_delay_max);
         self.attempts += 1;
@@ -317,11 +318,11 @@ impl Driver {
     }
 
     fn say_notices(&mut self) {
-        if self.shard.notices().is_empty() {
+        if self.logic.notices().is_empty() {
             return;
         }
         let core = self.id.0;
-        for notice in std::mem::take(self.shard.notices()) {
+        for notice in std::mem::take(self.logic.notices()) {
             match notice {
                 Notice::Ready => {
                     self.attempts = 0;
@@ -342,7 +343,7 @@ impl Driver {
     }
 
     fn say_ready(&mut self) {
-        let link = self.shard.link().and_then(|link| link.info());
+        let link = self.logic.link().and_then(|link| link.info());
         let version = link.map_or("", |info| info.version.as_str());
         if self.has_been_ready {
             info!(core = self.id.0, server = %self.server(), version, "reconnected");

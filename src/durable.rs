@@ -9,6 +9,8 @@
 //! |---|---|
 //! | [`record`] | what is stored of one user |
 //! | [`user`] | one user's state machine: one operation in flight, everything else waits and is committed together |
+//! | [`worker`] | one core's whole logic: bytes in, bytes out, the users between |
 
 pub mod record;
 pub mod user;
+pub mod worker;

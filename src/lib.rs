@@ -30,6 +30,7 @@ mod alarms;
 pub mod book;
 pub mod config;
 pub mod durable;
+pub mod logic;
 pub mod mesh;
 pub mod message;
 pub mod shard;

@@ -4,6 +4,7 @@ mod client;
 mod connect;
 mod driver;
 mod preflight;
+mod provision;
 mod stop;
 mod verify;
 
@@ -13,10 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use alarm_digest::config::{Cli, LogFormat, Server, Task};
+use alarm_digest::config::{Cli, LogFormat, Mode, Server, Task};
+use alarm_digest::durable::worker::Worker;
+use alarm_digest::logic::{Counters, Logic};
 use alarm_digest::mesh::Mesh;
 use alarm_digest::message::Reason;
-use alarm_digest::shard::{Counters, Shard, ShardId};
+use alarm_digest::shard::{Shard, ShardId};
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use glommio::{LocalExecutorBuilder, Placement};
@@ -24,6 +27,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
+use uuid::Uuid;
 
 use crate::client::Client;
 use crate::driver::{Common, Driver, Report};
@@ -49,17 +53,39 @@ fn verify(cli: &Cli, timeout: Duration) -> Result<ExitCode> {
 
 fn run(cli: &Cli) -> Result<ExitCode> {
     start_log(cli.run.log_format);
-    let config = cli.shard_config().map_err(anyhow::Error::msg)?;
     let cpus = preflight::preflight(&cli.run)?;
-    if cli.run.no_wait {
-        expect_a_server(cli)?;
+    let cores = cpus.len();
+    match cli.run.mode {
+        Mode::Memory => {
+            let config = cli.shard_config().map_err(anyhow::Error::msg)?;
+            if cli.run.no_wait {
+                expect_a_server(cli)?;
+            }
+            run_cores(cli, cpus, move |id| Shard::new(id, cores, config.clone()))
+        }
+        Mode::Jetstream => {
+            let config = cli.worker_config().map_err(anyhow::Error::msg)?;
+            provision::provision(cli, &config)?;
+            run_cores(cli, cpus, move |_| {
+                let inbox = format!("_INBOX.{}", Uuid::new_v4().simple());
+                Worker::new(config.clone(), &inbox, Uuid::new_v4().as_u128())
+            })
+        }
     }
+}
+
+/// One core on each of `cpus`, each with the logic that `logic` makes for it.
+fn run_cores<L: Logic + 'static>(
+    cli: &Cli,
+    cpus: Vec<usize>,
+    logic: impl Fn(ShardId) -> L + Clone + Send + 'static,
+) -> Result<ExitCode> {
     let cores = cpus.len();
     let common = Arc::new(Common {
         servers: cli.nats.server.clone(),
         connect_timeout: cli.nats.connect_timeout,
         reconnect_delay_max: cli.run.reconnect_delay_max,
-        mesh: Mesh::new(cores, config.mail_max),
+        mesh: Mesh::new(cores, cli.run.mail_max as usize),
         stop: Stop::new(cores),
         on_first_ready: Box::new(say_started(cpus.clone())),
     });
@@ -68,14 +94,14 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 
     let mut handles = Vec::with_capacity(cores);
     for (id, cpu) in cpus.into_iter().enumerate().map(|(id, cpu)| (ShardId(id), cpu)) {
-        let (config, common) = (config.clone(), Arc::clone(&common));
+        let (logic, common) = (logic.clone(), Arc::clone(&common));
         let handle = LocalExecutorBuilder::new(Placement::Fixed(cpu))
             .name("core")
             // Memory for files that glommio would lock; there are none.
             .io_memory(64 << 10)
             .preempt_timer(Duration::from_millis(10))
             .spin_before_park(cli.run.spin)
-            .spawn(move || Driver::new(id, Shard::new(id, common.mesh.shards(), config), common).run())
+            .spawn(move || Driver::new(id, logic(id), common).run())
             .map_err(|error| anyhow!("cannot start a core on CPU {cpu}: {error}"))?;
         handles.push(handle);
     }
@@ -88,7 +114,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         let report = handle.join().map_err(|error| anyhow!("a core ended with an error: {error}"))?;
         reports.push(report);
     }
-    Ok(summarize(&reports))
+    Ok(summarize(cli.run.mode, &reports))
 }
 
 fn start_log(format: LogFormat) {
@@ -144,7 +170,7 @@ fn obey(mut signals: Signals, stop: &Stop, drain_timeout: Duration) {
     stop.advance(Stage::Abort);
 }
 
-fn summarize(reports: &[Report]) -> ExitCode {
+fn summarize(mode: Mode, reports: &[Report]) -> ExitCode {
     let mut all = Counters::default();
     reports.iter().for_each(|report| all.add(&report.counters));
     let sum = |what: fn(&Report) -> usize| reports.iter().map(what).sum::<usize>();
@@ -171,6 +197,9 @@ fn summarize(reports: &[Report]) -> ExitCode {
         alarms = sum(|report| report.alarms),
         "stopped"
     );
+    if mode == Mode::Jetstream {
+        info!(redelivered = all.redelivered, conflicts = all.conflicts, unknown = all.unknown, "JetStream");
+    }
     if undrained == 0 {
         return ExitCode::SUCCESS;
     }

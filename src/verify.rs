@@ -1,17 +1,20 @@
 //! The smoke test of any implementation of the contract, from outside: only NATS and JSON.
 //!
-//! A request may overtake an alarm that was published just before it, since they can arrive on two connections. So the
-//! request is repeated until all that must come has come, and what came more than once is what fails.
+//! A request may overtake a change that was published just before it, since they can arrive on two connections. So the
+//! request is repeated until all that must come has come, what is told of an alarm that has changed since is passed over,
+//! and what came more than once is what fails.
 //!
 //! Never: another user's alarms.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use alarm_digest::config::NatsArgs;
 use alarm_digest::shard::Subjects;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::client::Client;
@@ -20,8 +23,8 @@ use crate::connect::connect;
 /// Between two requests for what has not come yet.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
-/// Before the first request: a change that is overtaken by it may be told, and told of before it was cleared.
-const SETTLE: Duration = Duration::from_millis(100);
+/// Before the first request, so that it seldom overtakes a change.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// How long nothing may come where nothing must come.
 const QUIET: Duration = Duration::from_millis(500);
@@ -70,6 +73,10 @@ struct Probe {
     subjects: Subjects,
     user: String,
     timeout: Duration,
+    /// All that was published, as alarm, status and instant.
+    published: BTreeSet<(String, String, OffsetDateTime)>,
+    /// All that was ever told.
+    told_ever: BTreeSet<(String, String, String)>,
 }
 
 type Told = BTreeMap<String, (String, String)>;
@@ -86,7 +93,14 @@ impl Probe {
                     client.subscribe(&subjects.digest, None, 1);
                     client.flush(Instant::now() + timeout)?;
                     let user = Uuid::new_v4().to_string();
-                    return Ok(Self { client, subjects, user, timeout });
+                    return Ok(Self {
+                        client,
+                        subjects,
+                        user,
+                        timeout,
+                        published: BTreeSet::new(),
+                        told_ever: BTreeSet::new(),
+                    });
                 }
                 Err(error) => {
                     failure = Some(anyhow::Error::from(error).context(format!("cannot connect to {server}")))
@@ -99,6 +113,7 @@ impl Probe {
     /// Two alarms at the same instant are told by id, so ids are the names behind the user's own.
     fn change(&mut self, alarm: &str, status: &str, changed_at: &str) -> Result<()> {
         let alarm = format!("{}/{alarm}", self.user);
+        self.published.insert((alarm.clone(), status.into(), instant(changed_at)?));
         let change =
             json!({ "AlarmID": alarm, "UserID": self.user, "Status": status, "ChangedAt": changed_at });
         self.client.publish(&self.subjects.changed, change.to_string().as_bytes());
@@ -144,7 +159,7 @@ impl Probe {
         Ok(())
     }
 
-    fn read(&self, digest: &Value, expected: &Told, told: &mut Told) -> Result<()> {
+    fn read(&mut self, digest: &Value, expected: &Told, told: &mut Told) -> Result<()> {
         let alarms = digest["ActiveAlarms"]
             .as_array()
             .with_context(|| format!("expected ActiveAlarms in {digest}"))?;
@@ -156,6 +171,15 @@ impl Probe {
                 value.with_context(|| format!("expected a string `{field}` in {alarm}"))
             };
             let (id, status, at) = (text("AlarmID")?, text("Status")?, text("LatestChangedAt")?);
+            let is_first = self.told_ever.insert((id.clone(), status.clone(), at.clone()));
+            ensure!(is_first, "expected {id} {status} {at} once, got it again in {digest}");
+            let when = instant(&at)?;
+            let place = (when, id.clone());
+            ensure!(last.as_ref() < Some(&place), "expected the oldest first, got {digest}");
+            last = Some(place);
+            if self.is_overtaken(&id, &status, when) {
+                continue;
+            }
             match expected.get(&id) {
                 None => bail!("expected one of {expected:?}, got {alarm}"),
                 Some(due) => {
@@ -163,12 +187,18 @@ impl Probe {
                 }
             }
             ensure!(!told.contains_key(&id), "expected {id} once, got it again in {digest}");
-            // All of it is UTC here, so the order of the texts is the order of the instants, but for fractions.
-            let place = (at.trim_end_matches('Z').to_owned(), id.clone());
-            ensure!(last.as_ref() < Some(&place), "expected the oldest first, got {digest}");
-            last = Some(place);
             told.insert(id, (status, at));
         }
         Ok(())
     }
+
+    /// Whether that was published, and something later after it: a request came in between, as it may.
+    fn is_overtaken(&self, id: &str, status: &str, at: OffsetDateTime) -> bool {
+        let mut of_this = self.published.iter().filter(|(alarm, ..)| alarm == id);
+        self.published.contains(&(id.into(), status.into(), at)) && of_this.any(|(_, _, later)| *later > at)
+    }
+}
+
+fn instant(text: &str) -> Result<OffsetDateTime> {
+    OffsetDateTime::parse(text, &Rfc3339).with_context(|| format!("expected an RFC 3339 time, got `{text}`"))
 }

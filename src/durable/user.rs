@@ -52,7 +52,7 @@ pub enum Operation {
 /// How an operation ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Done {
-    /// Of Load and Verify: the record and its revision, if there is one.
+    /// Of Load and Verify: the record and its revision, if there is one. No bytes stand for one that was deleted.
     Loaded(Option<(Vec<u8>, u64)>),
     /// Of Store and Send: done, and this is the new revision or sequence.
     Written(u64),
@@ -128,8 +128,9 @@ impl<A> Waiting<A> {
     }
 }
 
+/// The operation in flight, as far as its answer needs to know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Pending {
+pub(crate) enum Pending {
     Load,
     Store,
     Verify,
@@ -212,10 +213,9 @@ impl<A> User<A> {
             && self.record.as_ref().is_none_or(|record| record.outbox_nonce().is_none())
     }
 
-    /// Whether an answer is awaited.
-    #[must_use]
-    pub fn is_waiting(&self) -> bool {
-        self.operation.is_some()
+    /// The operation whose answer is awaited.
+    pub(crate) fn pending(&self) -> Option<Pending> {
+        self.operation
     }
 
     /// What is known of the user; none before it is loaded.
@@ -333,7 +333,7 @@ impl<A> User<A> {
     }
 
     /// Back to where nothing is known; all that waited goes to the caller.
-    fn give_up(&mut self) -> Vec<A> {
+    pub(crate) fn give_up(&mut self) -> Vec<A> {
         let id = self.id.clone();
         let Self { changes, requests, mut acknowledged, .. } = mem::replace(self, Self::new(id));
         for mut waiting in [changes, requests] {
@@ -345,6 +345,7 @@ impl<A> User<A> {
 
     fn on_loaded(&mut self, stored: Option<(Vec<u8>, u64)>) -> Result<(), RecordError> {
         let (mut record, revision) = match stored {
+            Some((bytes, revision)) if bytes.is_empty() => (Record::new(self.id.clone()), revision),
             Some((bytes, revision)) => (Record::decode(&self.id, &bytes)?, revision),
             None => (Record::new(self.id.clone()), 0),
         };

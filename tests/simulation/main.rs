@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use alarm_digest::alarm::{AlarmId, Change, Command, Condition, Timestamp, UserId};
+use alarm_digest::logic::Logic;
 use alarm_digest::message::{decode_change, decode_request};
 use alarm_digest::shard::{Mail, Shard, ShardConfig, ShardId, Subjects, owner};
 use fastrand::Rng;
@@ -322,7 +323,7 @@ impl Simulation {
         let Some(connection) = core.connection.take() else { return };
         self.breaks_left = self.breaks_left.saturating_sub(1);
         self.has_broken = true;
-        core.shard.on_link_lost();
+        core.shard.on_link_lost(self.now);
         core.buffer.clear();
         let unread = connection.on_their_way.into_iter().filter(|(end, _)| *end > core.used);
         self.pool.extend(unread.map(|(_, published)| published));
@@ -355,7 +356,8 @@ impl Simulation {
         }
         for peer in 0..self.cores.len() {
             if self.cores[peer].inbox.len() < INBOX_MAX {
-                let mut batch = std::mem::take(self.cores[at].shard.mail_for(ShardId(peer)));
+                let mut batch =
+                    std::mem::take(self.cores[at].shard.mail_for(ShardId(peer)).expect("shards write mail"));
                 self.cores[peer].inbox.append(&mut batch);
             }
         }

@@ -1,0 +1,697 @@
+//! One core's whole logic in durable mode, without IO: the same cut as `shard`, with the state in JetStream.
+//!
+//! ```text
+//! pull ─► message ─► user ─► load, store, send … ─► JetStream ─► replies ─► user ─► +ACK
+//!             │
+//!             └► dead letter, stored, then +TERM
+//! ```
+//!
+//! Nothing here must survive. Whatever is forgotten, by a crash or a lost link, was not acknowledged and comes again.
+//!
+//! Never: a socket, a thread, a clock, a log line, mail; creating streams, which is done before a worker starts.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use ahash::RandomState;
+use nats_wire::jetstream::{
+    Ack, AckSubject, Bucket, Delivery, EXPECTED_STREAM, Failure, JetStream, Key, Name, Next, Publication,
+    Pull, PullRequest, PullStatus, Pulled, Release, Reply, Status,
+};
+use nats_wire::session::{Event, Fault, Fence, Session, SessionConfig};
+use nats_wire::{Header, Message, Sid, Subject, encode};
+use slab::Slab;
+
+use crate::alarm::{Command, Timestamp, UserId};
+
+use crate::durable::record::{Nonce, token};
+use crate::durable::user::{Done, Operation, Pending, Refusal, User, UserLimits};
+use crate::logic::{Counters, Logic, Notice, RejectionLog};
+use crate::message::{self, Rejection};
+
+/// What every worker of an instance has in common.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Where messages come from and digests go to.
+    pub names: Names,
+    /// How a connection is kept.
+    pub session: SessionConfig,
+    /// How long a cleared alarm is remembered after it was cleared.
+    pub retention: Duration,
+    /// Output beyond this many bytes holds back whatever would make more of it.
+    pub output_bytes_max: usize,
+    /// Messages that one request asks for.
+    pub batch: u64,
+    /// Messages that may be neither acknowledged nor refused before no more are asked for.
+    pub open_max: usize,
+    /// Users that are kept in memory although nothing waits for them.
+    pub cached_users_max: usize,
+    /// After so long without a reply, the outcome of a request is unknown.
+    pub request_timeout: Duration,
+}
+
+/// Streams, consumer and subjects: the assets of one deployment.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// `AlarmStatusChanged`, stored by `input`.
+    pub changed: String,
+    /// `SendAlarmDigest`, stored by `input`.
+    pub send: String,
+    /// `AlarmDigest`, where the digests are republished to.
+    pub digest: String,
+    /// `AlarmDigest.dead`, stored by a stream of its own.
+    pub dead: String,
+    /// The work queue.
+    pub input: String,
+    /// Its durable consumer.
+    pub consumer: String,
+    /// The key-value bucket of the users.
+    pub bucket: String,
+    /// The stream of the digests.
+    pub output: String,
+    /// The stream of the dead letters.
+    pub dead_letters: String,
+    /// Before the user's token in the digest's subject, with the dot.
+    pub output_prefix: String,
+    /// The API prefix, for JetStream in another domain.
+    pub api_prefix: Option<String>,
+}
+
+/// What it takes to acknowledge a message.
+type AckTo = Box<[u8]>;
+
+/// What a reply is about.
+#[derive(Clone, Copy, Debug)]
+enum Tag {
+    /// The operation in flight of the user in this slot.
+    User(usize),
+    /// The dead letter in this slot.
+    Dead(usize),
+}
+
+/// The logic of one core.
+///
+/// `by_id` and `users` hold the same users; a user with an operation in flight is never dropped.
+pub struct Worker {
+    config: WorkerConfig,
+    names: CheckedNames,
+    link: Option<Session>,
+    jetstream: JetStream<Tag>,
+    pulls: [Pull; PULLS],
+    /// When each pull may ask again, after it was told to pause.
+    paused_until: [Duration; PULLS],
+    users: Slab<Slot>,
+    by_id: HashMap<UserId, usize, RandomState>,
+    /// Users to be stepped when the link is ready, or after a pause.
+    waiting: VecDeque<(Duration, usize)>,
+    dead: Slab<AckTo>,
+    open: usize,
+    nonce_next: u128,
+    wall: Timestamp,
+    drain: Drain,
+    notices: Vec<Notice>,
+    rejections: RejectionLog,
+    counters: Counters,
+    scratch: Vec<u8>,
+    /// Where the cache was last looked through.
+    evict_next: usize,
+}
+
+struct Slot {
+    id: UserId,
+    token: String,
+    user: User<AckTo>,
+    /// The digest under way, where the server cannot republish it.
+    digest: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+struct CheckedNames {
+    bucket: Bucket,
+    input: String,
+    output: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Drain {
+    Not,
+    /// No more requests for messages; when this fence has passed, none is on its way.
+    Reading(Fence),
+    /// What has arrived is being finished.
+    Finishing,
+    /// The last acknowledgements are on their way.
+    Acknowledging(Fence),
+    Done,
+}
+
+/// While one request is being filled, the next one is with the server.
+const PULLS: usize = 2;
+const REPLY_SID: u64 = 1;
+const PULL_SID: u64 = 2;
+
+/// How long a request for messages stays with the server.
+const PULL_EXPIRES: Duration = Duration::from_secs(10);
+
+/// After an outcome that is unknown, or a server that asks for patience.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// When a message that could not be done comes again.
+const AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// Header of a digest in the output stream: the nonce of the decision that it tells of.
+pub const DIGEST_ID: &str = "Alarm-Digest-Id";
+
+/// What the headers of a stored record or digest can take, in bytes.
+const HEADER_BYTES_MAX: usize = 512;
+
+impl Worker {
+    /// Without a link yet. `inbox` is a subject that nobody else in the account has, and `nonces` a random number of 128
+    /// bits.
+    ///
+    /// # Panics
+    /// When a name is not one: they are checked with the configuration.
+    #[must_use]
+    pub fn new(config: WorkerConfig, inbox: &str, nonces: u128) -> Self {
+        const BELIEF: &str = "checked with the configuration";
+        let mut jetstream =
+            JetStream::new(Subject::new(inbox).expect("the caller gives a subject"), REPLY_SID);
+        if let Some(prefix) = &config.names.api_prefix {
+            jetstream = jetstream.with_api_prefix(Subject::new(prefix).expect(BELIEF));
+        }
+        let input = Name::new(&config.names.input).expect(BELIEF);
+        let consumer = Name::new(&config.names.consumer).expect(BELIEF);
+        let pull = |slot: usize| Pull::new(&jetstream, input, consumer, slot as u32, PULL_SID + slot as u64);
+        let pulls = std::array::from_fn(pull);
+        let names = CheckedNames {
+            bucket: Bucket::new(&config.names.bucket).expect(BELIEF),
+            input: config.names.input.clone(),
+            output: config.names.output.clone(),
+        };
+        Self {
+            names,
+            link: None,
+            pulls,
+            jetstream,
+            paused_until: [Duration::ZERO; PULLS],
+            users: Slab::new(),
+            by_id: HashMap::default(),
+            waiting: VecDeque::new(),
+            dead: Slab::new(),
+            open: 0,
+            nonce_next: nonces,
+            wall: Timestamp::new(0, 0),
+            drain: Drain::Not,
+            notices: Vec::new(),
+            rejections: RejectionLog::default(),
+            counters: Counters::default(),
+            scratch: Vec::new(),
+            evict_next: 0,
+            config,
+        }
+    }
+
+    fn on_ready(&mut self, now: Duration) {
+        self.counters.connected += 1;
+        self.notices.push(Notice::Ready);
+        let link = self.link.as_mut().expect("it just told that it is ready");
+        self.jetstream.subscribe(link, now);
+        for pull in &mut self.pulls {
+            pull.subscribe(link, now);
+        }
+    }
+
+    fn on_message(&mut self, message: &Message<'_>, now: Duration) {
+        if let Some(reply) = self.jetstream.on_message(message) {
+            return self.on_reply(&reply, now);
+        }
+        for at in 0..PULLS {
+            match self.pulls[at].on_message(message, now) {
+                None | Some(Pulled::Stray) => {}
+                Some(Pulled::Delivery(delivery)) => return self.on_delivery(&delivery, now),
+                Some(Pulled::Status(status)) => return self.on_status(at, &status, now),
+            }
+        }
+    }
+
+    fn on_status(&mut self, at: usize, status: &Status<'_>, now: Duration) {
+        match status.kind.next() {
+            Next::Wait | Next::AskAgain => {}
+            next => {
+                self.paused_until[at] = now + PAUSE;
+                if status.is_current && (next != Next::Pause || status.kind == PullStatus::NoResponders) {
+                    let description = String::from_utf8_lossy(status.description);
+                    self.notices.push(Notice::Refused(format!("pull: {} {description}", status.code)));
+                }
+            }
+        }
+    }
+
+    fn on_delivery(&mut self, delivery: &Delivery<'_>, now: Duration) {
+        self.open += 1;
+        self.counters.redelivered += u64::from(delivery.ack.delivered > 1);
+        let ack: AckTo = delivery.ack.subject().as_bytes().into();
+        let message = &delivery.message;
+        let decoded = if is_of(message.subject, &self.config.names.changed) {
+            message::decode_change(message.payload)
+        } else {
+            message::decode_request(message.payload)
+        };
+        let command = match decoded {
+            Ok(command) => command,
+            Err(rejection) => return self.reject(message, &rejection, ack, now),
+        };
+        let slot = self.slot_of(command.user());
+        let user = &mut self.users[slot].user;
+        match command {
+            Command::Apply(change) => {
+                self.counters.changes += 1;
+                user.on_change(change.alarm, change.condition, ack);
+            }
+            Command::SendDigest(_) => {
+                self.counters.requests += 1;
+                user.on_request(ack);
+            }
+        }
+        self.advance(slot, now);
+    }
+
+    fn slot_of(&mut self, id: &UserId) -> usize {
+        if let Some(slot) = self.by_id.get(id) {
+            return *slot;
+        }
+        let slot = Slot { id: id.clone(), token: token(id), user: User::new(id.clone()), digest: Vec::new() };
+        let at = self.users.insert(slot);
+        self.by_id.insert(id.clone(), at);
+        at
+    }
+
+    /// Takes a user as far as it goes: its next operation, and its acknowledgements.
+    fn advance(&mut self, slot: usize, now: Duration) {
+        if !self.link.as_ref().is_some_and(Session::is_ready) {
+            return self.wait(slot, now);
+        }
+        let limits = self.limits();
+        let nonce_next = &mut self.nonce_next;
+        let nonce = || {
+            *nonce_next = nonce_next.wrapping_add(1);
+            Nonce(*nonce_next)
+        };
+        match self.users[slot].user.step(&limits, nonce) {
+            Ok(None) => {}
+            Ok(Some(operation)) => self.begin(slot, operation, now),
+            Err(Refusal::TooLarge { bytes, unacknowledged }) => {
+                let id = &self.users[slot].id;
+                let text = format!(
+                    "record of user {id:?} needs {bytes} bytes, the server takes {}",
+                    limits.record_bytes_max
+                );
+                self.notices.push(Notice::Refused(text));
+                self.answer_all(unacknowledged, Ack::Again { after: Some(AGAIN_AFTER) }, now);
+            }
+        }
+        let acknowledged = std::mem::take(self.users[slot].user.acknowledged());
+        self.answer_all(acknowledged, Ack::Done, now);
+    }
+
+    fn limits(&self) -> UserLimits {
+        let info = self.link.as_ref().and_then(Session::info).expect("a session that is ready has it");
+        let max_payload =
+            usize::try_from(info.max_payload).unwrap_or(usize::MAX).min(encode::PAYLOAD_BYTES_MAX);
+        let retention = i64::try_from(self.config.retention.as_secs()).unwrap_or(i64::MAX);
+        UserLimits {
+            record_bytes_max: max_payload - HEADER_BYTES_MAX,
+            digest_bytes_max: max_payload - HEADER_BYTES_MAX,
+            horizon: Timestamp::new(self.wall.seconds().saturating_sub(retention), self.wall.nanos()),
+        }
+    }
+
+    fn begin(&mut self, slot: usize, operation: Operation, now: Duration) {
+        const BELIEF: &str = "a token is made to be one";
+        const FITS: &str = "limits leave room for the headers";
+        let link = self.link.as_mut().expect("the caller looked");
+        let (at, tag) = (&mut self.users[slot], Tag::User(slot));
+        let key = Key::new(&at.token).expect(BELIEF);
+        match operation {
+            Operation::Load | Operation::Verify => {
+                self.jetstream.kv_get(link, &self.names.bucket, key, tag, now);
+            }
+            Operation::Store { record, revision } => {
+                let bucket = &self.names.bucket;
+                self.jetstream.kv_put(link, bucket, key, &record, Some(revision), tag, now).expect(FITS);
+            }
+            Operation::LastSent => {
+                let subject = [&self.config.names.output_prefix, at.token.as_str()].concat();
+                let (stream, subject) =
+                    (Name::new(&self.names.output).expect(BELIEF), Subject::new(&subject).expect(BELIEF));
+                self.jetstream.last_of(link, stream, subject, tag, now);
+            }
+            Operation::Send { digest, nonce, last } => {
+                self.scratch.clear();
+                let ranges = message::encode_digest(&digest, usize::MAX, &mut self.scratch);
+                assert_eq!(ranges.len(), 1, "it was decided to fit");
+                let subject = [&self.config.names.output_prefix, at.token.as_str()].concat();
+                let id = format!("{:032x}", nonce.0);
+                let headers = [
+                    Header::new(DIGEST_ID, &id).expect("hexadecimal digits"),
+                    Header::new(EXPECTED_STREAM, &self.names.output).expect(BELIEF),
+                ];
+                let publication = Publication {
+                    subject: Subject::new(&subject).expect(BELIEF),
+                    headers: &headers,
+                    payload: &self.scratch,
+                    expected_last: Some(last),
+                };
+                self.jetstream.publish(link, publication, tag, now).expect(FITS);
+                at.digest.clear();
+                if !Release::of(link.info().expect("it is ready")).is_some_and(Release::has_republish_to_one)
+                {
+                    at.digest.extend_from_slice(&self.scratch);
+                }
+                self.counters.alarms_told += digest.alarms.len() as u64;
+            }
+        }
+    }
+
+    fn on_reply(&mut self, reply: &Reply<'_, Tag>, now: Duration) {
+        match reply.tag {
+            Tag::Dead(at) => self.on_dead_letter(at, reply.pub_ack().is_ok(), now),
+            Tag::User(slot) => {
+                let done = self.done_of(slot, reply, now);
+                self.conclude(slot, done, now);
+            }
+        }
+    }
+
+    /// Reads a reply as what the user's operation makes of it.
+    fn done_of(&mut self, slot: usize, reply: &Reply<'_, Tag>, now: Duration) -> Done {
+        let pending = self.users[slot].user.pending().expect("a reply belongs to an operation");
+        let done = match pending {
+            Pending::Load | Pending::Verify => reply.stored().map(|stored| {
+                Done::Loaded(stored.map(|stored| {
+                    let is_deleted = stored.marker().is_some();
+                    (if is_deleted { Vec::new() } else { stored.payload.into_owned() }, stored.sequence)
+                }))
+            }),
+            Pending::LastSent(_) => reply.stored().map(|stored| {
+                Done::LastSent(stored.map(|stored| {
+                    let id = stored.header(DIGEST_ID).and_then(|id| std::str::from_utf8(id).ok());
+                    // A digest that is not ours is followed like any other.
+                    let nonce = id.and_then(|id| u128::from_str_radix(id, 16).ok()).unwrap_or_default();
+                    (stored.sequence, Nonce(nonce))
+                }))
+            }),
+            Pending::Store | Pending::Send(_) => reply.pub_ack().map(|ack| Done::Written(ack.sequence)),
+        };
+        match done {
+            Ok(done) => {
+                if let (Pending::Send(_), Done::Written(_)) = (pending, &done) {
+                    self.on_sent(slot, now);
+                }
+                done
+            }
+            Err(Failure::Api(error)) if error.is_wrong_last_sequence() => {
+                self.counters.conflicts += 1;
+                Done::Conflict
+            }
+            Err(failure) => {
+                self.counters.unknown += 1;
+                if self.rejections.may_say(now) {
+                    self.notices.push(Notice::Refused(failure.to_string()));
+                }
+                Done::Unknown
+            }
+        }
+    }
+
+    fn on_sent(&mut self, slot: usize, now: Duration) {
+        self.counters.digests += 1;
+        let digest = std::mem::take(&mut self.users[slot].digest);
+        if !digest.is_empty() {
+            // This server cannot do it. Only here, after our own publish: never when somebody else may have.
+            let subject = Subject::new(&self.config.names.digest).expect("checked with the configuration");
+            self.link.as_mut().expect("a reply came on it").publish(subject, &digest, now);
+        }
+    }
+
+    fn conclude(&mut self, slot: usize, done: Done, now: Duration) {
+        let is_unknown = done == Done::Unknown;
+        if let Err(error) = self.users[slot].user.on_done(done) {
+            let id = self.users[slot].id.clone();
+            self.notices.push(Notice::Refused(format!(
+                "record of user {id:?} in the bucket cannot be read: {error}"
+            )));
+            let unacknowledged = self.users[slot].user.give_up();
+            self.answer_all(unacknowledged, Ack::Again { after: Some(AGAIN_AFTER) }, now);
+        }
+        if is_unknown {
+            let acknowledged = std::mem::take(self.users[slot].user.acknowledged());
+            self.answer_all(acknowledged, Ack::Done, now);
+            self.wait(slot, now + PAUSE);
+        } else {
+            self.advance(slot, now);
+        }
+    }
+
+    fn wait(&mut self, slot: usize, until: Duration) {
+        self.waiting.push_back((until, slot));
+    }
+
+    fn reject(&mut self, message: &Message<'_>, rejection: &Rejection, ack: AckTo, now: Duration) {
+        let subject = String::from_utf8_lossy(message.subject).into_owned();
+        self.counters.rejected[rejection.reason as usize] += 1;
+        self.notices.extend(self.rejections.note(&subject, rejection, now));
+        let Some(link) = self.link.as_mut().filter(|link| link.is_ready()) else { return };
+        let max_payload = link.info().map_or(usize::MAX, |info| info.max_payload as usize);
+        let sequence = AckSubject::parse(&ack).map_or(0, |ack| ack.stream_sequence).to_string();
+        let (detail, size) = (rejection.to_string(), message.payload.len().to_string());
+        let header = |name, value| Header::new(name, value).expect("a name of ours, and printable ASCII");
+        let id = format!("{}:{sequence}", self.names.input);
+        let headers = [
+            header("Alarm-Digest-Reason", rejection.reason.name()),
+            header("Alarm-Digest-Detail", &detail),
+            header("Alarm-Digest-Subject", &subject),
+            header("Alarm-Digest-Payload-Bytes", &size),
+            header("Alarm-Digest-Sequence", &sequence),
+            header(nats_wire::jetstream::MESSAGE_ID, &id),
+        ];
+        let room = max_payload - nats_wire::HeaderBlock::new(&headers).encoded_len();
+        let publication = Publication {
+            subject: Subject::new(&self.config.names.dead).expect("checked with the configuration"),
+            headers: &headers,
+            payload: &message.payload[..message.payload.len().min(room)],
+            expected_last: None,
+        };
+        let at = self.dead.insert(ack);
+        self.jetstream.publish(link, publication, Tag::Dead(at), now).expect("it was cut to fit");
+    }
+
+    /// Only what is stored as a dead letter is never delivered again.
+    fn on_dead_letter(&mut self, at: usize, is_stored: bool, now: Duration) {
+        let ack = self.dead.remove(at);
+        let answer =
+            if is_stored { Ack::Never { reason: None } } else { Ack::Again { after: Some(AGAIN_AFTER) } };
+        self.answer_all(vec![ack], answer, now);
+    }
+
+    fn answer_all(&mut self, acks: Vec<AckTo>, answer: Ack<'_>, now: Duration) {
+        self.open -= acks.len();
+        // Without a link they come again.
+        let Some(link) = self.link.as_mut().filter(|link| link.is_ready()) else { return };
+        for ack in acks {
+            AckSubject::parse(&ack).expect("it was one when it came").send(link, answer, now);
+            self.counters.settled += u64::from(answer == Ack::Done);
+        }
+    }
+
+    /// Asks for more messages, if there is room for them.
+    fn pull(&mut self, now: Duration) {
+        let Some(link) = self.link.as_mut().filter(|link| link.is_ready()) else { return };
+        if self.drain != Drain::Not {
+            return;
+        }
+        for (pull, paused_until) in self.pulls.iter_mut().zip(&self.paused_until) {
+            if !pull.is_open() && *paused_until <= now && self.open < self.config.open_max {
+                pull.request(link, &PullRequest::new(self.config.batch, PULL_EXPIRES), now);
+            }
+        }
+    }
+
+    /// Drops users that nothing waits for, where too many are kept.
+    fn evict(&mut self) {
+        let excess = self.users.len().saturating_sub(self.config.cached_users_max);
+        let mut looked = 0;
+        let mut dropped = 0;
+        while dropped < excess && looked < self.users.len() + dropped {
+            if self.evict_next >= self.users.capacity() {
+                self.evict_next = 0;
+            }
+            let at = self.evict_next;
+            self.evict_next += 1;
+            looked += 1;
+            if self.users.get(at).is_some_and(|slot| slot.user.is_idle())
+                && !self.waiting.iter().any(|(_, slot)| *slot == at)
+            {
+                let slot = self.users.remove(at);
+                self.by_id.remove(&slot.id);
+                dropped += 1;
+            }
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.open == 0 && self.jetstream.waiting() == 0 && self.waiting.is_empty()
+    }
+}
+
+/// A subject that the server's mapping has split over several streams ends in a number.
+fn is_of(subject: &[u8], name: &str) -> bool {
+    subject.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'.')
+}
+
+impl Logic for Worker {
+    fn on_link(&mut self, now: Duration) {
+        self.on_link_lost(now);
+        self.link = Some(Session::new(self.config.session.clone(), now));
+    }
+
+    fn on_link_lost(&mut self, now: Duration) {
+        self.link = None;
+        self.pulls.iter_mut().for_each(Pull::give_up);
+        let forgotten: Vec<Tag> = self.jetstream.forget().map(|(_, tag)| tag).collect();
+        for tag in forgotten {
+            match tag {
+                Tag::User(slot) => self.conclude(slot, Done::Unknown, now),
+                Tag::Dead(at) => self.on_dead_letter(at, false, now),
+            }
+        }
+        if matches!(self.drain, Drain::Reading(_) | Drain::Acknowledging(_)) {
+            self.drain = Drain::Finishing;
+        }
+    }
+
+    fn heard(&mut self, now: Duration) {
+        if let Some(link) = &mut self.link {
+            link.heard(now);
+        }
+    }
+
+    fn receive(&mut self, bytes: &[u8], now: Duration) -> Result<usize, Fault> {
+        let mut used_all = 0;
+        while self.takes_bytes() {
+            let Some(link) = &mut self.link else { break };
+            let (used, event) = link.receive(&bytes[used_all..])?;
+            used_all += used;
+            match event {
+                None => break,
+                Some(Event::Message(message)) => self.on_message(&message, now),
+                Some(Event::Passed(fence)) if self.drain == Drain::Reading(fence) => {
+                    self.drain = Drain::Finishing
+                }
+                Some(Event::Passed(fence)) if self.drain == Drain::Acknowledging(fence) => {
+                    self.drain = Drain::Done
+                }
+                Some(Event::Ready) => self.on_ready(now),
+                Some(Event::Passed(_) | Event::Info) => {}
+                Some(Event::Refused(text)) => {
+                    self.counters.refused += 1;
+                    self.notices.push(Notice::Refused(text.to_string()));
+                }
+            }
+        }
+        Ok(used_all)
+    }
+
+    fn on_time(&mut self, now: Duration, wall: Timestamp) -> Result<(), Fault> {
+        self.wall = wall;
+        while let Some((_, tag)) = self.jetstream.expired(now, self.config.request_timeout) {
+            self.counters.unknown += 1;
+            match tag {
+                Tag::User(slot) => self.conclude(slot, Done::Unknown, now),
+                Tag::Dead(at) => self.on_dead_letter(at, false, now),
+            }
+        }
+        for pull in &mut self.pulls {
+            if pull.heartbeats_missed(now) > 1 || pull.overdue(now).is_some_and(|late| late > PAUSE) {
+                pull.give_up();
+            }
+        }
+        self.evict();
+        let is_reading = self.takes_bytes();
+        let Some(link) = &mut self.link else { return Ok(()) };
+        if !is_reading && link.output().is_empty() {
+            link.heard(now);
+        }
+        link.on_time(now)
+    }
+
+    fn drain(&mut self, now: Duration) {
+        if self.drain != Drain::Not {
+            return;
+        }
+        self.drain = match &mut self.link {
+            Some(link) if link.is_ready() => {
+                for at in 0..PULLS {
+                    link.unsubscribe(Sid::from(PULL_SID + at as u64), now);
+                }
+                Drain::Reading(link.fence(now))
+            }
+            _ => Drain::Finishing,
+        };
+    }
+
+    fn finish_turn(&mut self, now: Duration) {
+        let Some(true) = self.link.as_ref().map(Session::is_ready) else {
+            if self.drain == Drain::Finishing && self.link.is_none() && self.open == 0 {
+                self.drain = Drain::Done;
+            }
+            return;
+        };
+        for _ in 0..self.waiting.len() {
+            match self.waiting.pop_front() {
+                Some((until, slot)) if until <= now => self.advance(slot, now),
+                Some(later) => self.waiting.push_back(later),
+                None => break,
+            }
+        }
+        self.pull(now);
+        if self.drain == Drain::Finishing && self.is_finished() {
+            self.drain = Drain::Acknowledging(self.link.as_mut().expect("it is ready").fence(now));
+        }
+    }
+
+    fn takes_bytes(&self) -> bool {
+        self.output().len() < self.config.output_bytes_max
+    }
+
+    fn output(&self) -> &[u8] {
+        self.link.as_ref().map_or(&[], Session::output)
+    }
+
+    fn wrote(&mut self, bytes: usize, now: Duration) {
+        self.link.as_mut().expect("only a link has output").wrote(bytes, now);
+    }
+
+    fn is_drained(&self) -> bool {
+        self.drain == Drain::Done
+    }
+
+    fn link(&self) -> Option<&Session> {
+        self.link.as_ref()
+    }
+
+    fn notices(&mut self) -> &mut Vec<Notice> {
+        &mut self.notices
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn holds(&self) -> (usize, usize) {
+        (self.users.len(), 0)
+    }
+
+    fn unsettled(&self) -> usize {
+        self.open
+    }
+}

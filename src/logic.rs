@@ -1,0 +1,199 @@
+//! What a driver sees of one core's logic: the same in memory mode (`shard`) and in durable mode (`durable::worker`), so
+//! that sockets, reconnecting and draining are written once.
+//!
+//! Whoever drives one obeys three rules, and then nothing can deadlock:
+//!
+//! 1. Bytes from the socket wait while [`Logic::takes_bytes`] is false: output or mail is full, and both empty themselves
+//!    without us reading.
+//! 2. Mail from peers waits while [`Logic::takes_mail`] is false: that depends on our own link only, never on a peer.
+//! 3. After anything came in, [`Logic::finish_turn`]; then output and mail are taken along.
+//!
+//! Times called `now` are spans since any fixed instant.
+
+use std::time::Duration;
+
+use nats_wire::session::{Fault, Session};
+
+use crate::alarm::Timestamp;
+use crate::message::{Reason, Rejection};
+use crate::shard::{Mail, ShardId};
+
+/// One core's logic, without IO.
+pub trait Logic {
+    /// A connection was opened; what it brings follows through [`Self::receive`], from its first byte on.
+    fn on_link(&mut self, now: Duration);
+
+    /// The connection is gone.
+    fn on_link_lost(&mut self, now: Duration);
+
+    /// Bytes came from the socket.
+    fn heard(&mut self, now: Duration);
+
+    /// Takes what it can from `bytes`, which start at the first byte not yet used, and says how many it used. It leaves
+    /// complete operations behind only when [`Self::takes_bytes`] turns false.
+    ///
+    /// # Errors
+    /// [`Fault`]: the connection is of no use any more.
+    fn receive(&mut self, bytes: &[u8], now: Duration) -> Result<usize, Fault>;
+
+    /// Lets time pass, about once a second; `wall` is time as the world counts it.
+    ///
+    /// # Errors
+    /// [`Fault`]: the connection is of no use any more.
+    fn on_time(&mut self, now: Duration, wall: Timestamp) -> Result<(), Fault>;
+
+    /// Stop: ask for no more, finish what is on its way, prove what is published. [`Self::is_drained`] tells when that is
+    /// done. Asking again does nothing.
+    fn drain(&mut self, now: Duration);
+
+    /// After anything came in: puts what is to be written into the output.
+    fn finish_turn(&mut self, now: Duration);
+
+    /// Whether [`Self::receive`] takes anything now.
+    fn takes_bytes(&self) -> bool;
+
+    /// Bytes for the socket, in order.
+    fn output(&self) -> &[u8];
+
+    /// The first `bytes` of the output were written.
+    fn wrote(&mut self, bytes: usize, now: Duration);
+
+    /// Whether all that arrived has been done, and all that was published is proved.
+    fn is_drained(&self) -> bool;
+
+    /// The connection, while there is one.
+    fn link(&self) -> Option<&Session>;
+
+    /// What the log should know, to be taken out.
+    fn notices(&mut self) -> &mut Vec<Notice>;
+
+    /// What has happened so far.
+    fn counters(&self) -> &Counters;
+
+    /// Users and alarms in memory.
+    fn holds(&self) -> (usize, usize);
+
+    /// What would be left undone by stopping now: publications that are not proved, messages that are not acknowledged.
+    fn unsettled(&self) -> usize;
+
+    /// Whether [`Self::on_mail`] may be called now.
+    fn takes_mail(&self) -> bool {
+        false
+    }
+
+    /// Mail came from a peer.
+    fn on_mail(&mut self, mail: Mail) {
+        unreachable!("nobody writes to who takes no mail: {mail:?}");
+    }
+
+    /// Mail for the shard `peer`, to be moved out of here.
+    fn mail_for(&mut self, _peer: ShardId) -> Option<&mut Vec<Mail>> {
+        None
+    }
+
+    /// Mail was moved out of [`Self::mail_for`].
+    fn mail_moved(&mut self) {}
+}
+
+/// What the log should know.
+#[derive(Debug)]
+pub enum Notice {
+    /// Connected and subscribed.
+    Ready,
+    /// The server refused something, in its own words, and keeps the connection.
+    Refused(String),
+    /// A bad payload, at most one a second; `unsaid` others were counted since the last one.
+    Rejected {
+        /// Where it came from.
+        subject: String,
+        /// Why.
+        rejection: Rejection,
+        /// Others.
+        unsaid: u64,
+    },
+}
+
+/// Between two lines of the log about the same kind of trouble.
+const SAID_EVERY: Duration = Duration::from_secs(1);
+
+/// Bounds what is said of bad payloads.
+#[derive(Default, Debug)]
+pub(crate) struct RejectionLog {
+    said_at: Option<Duration>,
+    unsaid: u64,
+}
+
+impl RejectionLog {
+    /// The notice, if it is time for one.
+    pub(crate) fn note(&mut self, subject: &str, rejection: &Rejection, now: Duration) -> Option<Notice> {
+        if !self.may_say(now) {
+            self.unsaid += 1;
+            return None;
+        }
+        let unsaid = std::mem::take(&mut self.unsaid);
+        Some(Notice::Rejected { subject: subject.into(), rejection: rejection.clone(), unsaid })
+    }
+
+    /// Whether it is time for a line, which is then taken to be said.
+    pub(crate) fn may_say(&mut self, now: Duration) -> bool {
+        let may_say = self.said_at.is_none_or(|said_at| now >= said_at + SAID_EVERY);
+        if may_say {
+            self.said_at = Some(now);
+        }
+        may_say
+    }
+}
+
+/// What has happened so far.
+#[derive(Clone, Default, Debug)]
+pub struct Counters {
+    /// Changes read from the server, good ones.
+    pub changes: u64,
+    /// Requests read from the server, good ones.
+    pub requests: u64,
+    /// Bad payloads by [`Reason`].
+    pub rejected: [u64; Reason::ALL.len()],
+    /// Commands sent to other shards.
+    pub mailed: u64,
+    /// Digests taken from the book, or stored in the output stream.
+    pub digests: u64,
+    /// Alarms in them.
+    pub alarms_told: u64,
+    /// Publications that a fence has proved, or messages acknowledged.
+    pub settled: u64,
+    /// Publications that were written when a link broke before their fence had passed: they are written again.
+    pub resent: u64,
+    /// Refusals of the server.
+    pub refused: u64,
+    /// Times the handshake succeeded.
+    pub connected: u64,
+    /// Messages that JetStream delivered for another time.
+    pub redelivered: u64,
+    /// Writes that somebody else was first with.
+    pub conflicts: u64,
+    /// Requests to JetStream whose outcome is unknown: no reply, or none that says.
+    pub unknown: u64,
+}
+
+impl Counters {
+    /// Adds another core's.
+    pub fn add(&mut self, other: &Self) {
+        self.rejected.iter_mut().zip(other.rejected).for_each(|(mine, other)| *mine += other);
+        for (mine, other) in [
+            (&mut self.changes, other.changes),
+            (&mut self.requests, other.requests),
+            (&mut self.mailed, other.mailed),
+            (&mut self.digests, other.digests),
+            (&mut self.alarms_told, other.alarms_told),
+            (&mut self.settled, other.settled),
+            (&mut self.resent, other.resent),
+            (&mut self.refused, other.refused),
+            (&mut self.connected, other.connected),
+            (&mut self.redelivered, other.redelivered),
+            (&mut self.conflicts, other.conflicts),
+            (&mut self.unknown, other.unknown),
+        ] {
+            *mine += other;
+        }
+    }
+}
