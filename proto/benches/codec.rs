@@ -146,7 +146,7 @@ fn sum_of(subject: &[u8], payload: &[u8]) -> u64 {
 
 #[inline]
 fn sum_of_server_op(op: ServerOp<'_>) -> u64 {
-    let ServerOp::Message(message) = op else { panic!("{op:?}") };
+    let ServerOp::Message(message) = op else { unreachable!("all are messages") };
     sum_of(message.subject, message.payload)
 }
 
@@ -254,8 +254,9 @@ fn header_lines() -> String {
 
 fn header_decoders(stream: &Stream) -> Vec<Contender> {
     let piece = 64 << 10;
-    let receivers = [(); 3].map(|()| Receiver::new(piece));
-    let [mut untouched, mut walking, mut without] = receivers;
+    let receivers = [(); 4].map(|()| Receiver::new(piece));
+    let [mut untouched, mut walking, mut without, mut longer] = receivers;
+    let same_length = Stream::new(170 + "NATS/1.0\r\n\r\n".len() + header_lines().len(), &[SUBJECT], None);
     let mut decoder = watermelon::StreamDecoder::new();
     let walked = |headers: Option<Headers<'_>>| {
         let lines = headers.into_iter().flatten();
@@ -269,7 +270,7 @@ fn header_decoders(stream: &Stream) -> Vec<Contender> {
         }),
         with_lines.contender("nats-wire, copied, headers walked", move |bytes| {
             walking.read(bytes, |op| {
-                let ServerOp::Message(message) = op else { panic!("{op:?}") };
+                let ServerOp::Message(message) = op else { unreachable!("all are messages") };
                 sum_of(message.subject, message.payload) + walked(message.headers)
             })
         }),
@@ -277,6 +278,9 @@ fn header_decoders(stream: &Stream) -> Vec<Contender> {
             .contender("nats-wire, copied, MSG without headers", move |bytes| {
                 without.read(bytes, sum_of_server_op)
             }),
+        same_length.contender("nats-wire, copied, MSG of the same length", move |bytes| {
+            longer.read(bytes, sum_of_server_op)
+        }),
         stream.contender("watermelon-proto 0.2.1, copied", move |bytes| {
             let mut sum = 0;
             for piece in bytes.chunks(piece) {
@@ -302,7 +306,7 @@ fn server_decoders() -> Vec<Contender> {
         let mut decoder = ServerDecoder::new(Limits::server());
         let mut sum = 0;
         while let Step::Op { op, used } = decoder.decode(bytes).expect("the stream is right") {
-            let ClientOp::Publish(publish) = op else { panic!("{op:?}") };
+            let ClientOp::Publish(publish) = op else { unreachable!("all are messages") };
             sum += sum_of(publish.subject, publish.payload);
             bytes = &bytes[used..];
         }
@@ -315,7 +319,7 @@ fn messages(mut bytes: &[u8]) -> Vec<(&[u8], &[u8])> {
     let mut decoder = ClientDecoder::new(Limits::client());
     let mut messages = Vec::new();
     while let Step::Op { op, used } = decoder.decode(bytes).expect("the stream is right") {
-        let ServerOp::Message(message) = op else { panic!("{op:?}") };
+        let ServerOp::Message(message) = op else { unreachable!("all are messages") };
         messages.push((message.subject, message.payload));
         bytes = &bytes[used..];
     }

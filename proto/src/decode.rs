@@ -88,7 +88,10 @@ impl ClientDecoder {
     /// same error.
     #[inline]
     pub fn decode<'a>(&mut self, bytes: &'a [u8]) -> Result<Step<ServerOp<'a>>, DecodeError> {
-        match self.machine.step(bytes)? {
+        if let Some((layout, used)) = self.machine.common(bytes) {
+            return Ok(Step::Op { op: ServerOp::Message(layout.message(bytes)), used });
+        }
+        match self.machine.any(bytes)? {
             Step::Op { op, used } => Ok(Step::Op { op: op.server_op(bytes), used }),
             Step::More { missing } => Ok(Step::More { missing }),
         }
@@ -114,7 +117,10 @@ impl ServerDecoder {
     /// same error.
     #[inline]
     pub fn decode<'a>(&mut self, bytes: &'a [u8]) -> Result<Step<ClientOp<'a>>, DecodeError> {
-        match self.machine.step(bytes)? {
+        if let Some((layout, used)) = self.machine.common(bytes) {
+            return Ok(Step::Op { op: ClientOp::Publish(layout.publish(bytes)), used });
+        }
+        match self.machine.any(bytes)? {
             Step::Op { op, used } => Ok(Step::Op { op: op.client_op(bytes), used }),
             Step::More { missing } => Ok(Step::More { missing }),
         }
@@ -355,13 +361,20 @@ impl<S: Sender> Machine<S> {
 
     #[inline]
     fn step(&mut self, bytes: &[u8]) -> Result<Step<Layout>, DecodeError> {
-        if let State::Line { searched: 0, .. } = self.state
-            && let Some((layout, used)) = S::common(bytes, self.limits)
-        {
-            self.offset += used as u64;
-            return Ok(Step::Op { op: layout, used });
+        match self.common(bytes) {
+            Some((op, used)) => Ok(Step::Op { op, used }),
+            None => self.any(bytes),
         }
-        self.any(bytes)
+    }
+
+    #[inline(always)]
+    fn common(&mut self, bytes: &[u8]) -> Option<(Layout, usize)> {
+        let State::Line { searched: 0, .. } = self.state else {
+            return None;
+        };
+        let found = S::common(bytes, self.limits)?;
+        self.offset += found.1 as u64;
+        Some(found)
     }
 
     /// What is not as common as a whole message written the way servers and clients write it.
@@ -616,13 +629,18 @@ impl Layout {
             Verb::Ok => ServerOp::Ok,
             Verb::Info => ServerOp::Info(self.first.of(bytes)),
             Verb::Err => ServerOp::Err(ErrText::from_argument(self.first.of(bytes))),
-            _ => ServerOp::Message(Message {
-                subject: self.first.of(bytes),
-                sid: self.sid.of(bytes),
-                reply: self.optional.maybe(bytes),
-                headers: self.headers(bytes),
-                payload: self.body(bytes),
-            }),
+            _ => ServerOp::Message(self.message(bytes)),
+        }
+    }
+
+    #[inline]
+    fn message<'a>(&self, bytes: &'a [u8]) -> Message<'a> {
+        Message {
+            subject: self.first.of(bytes),
+            sid: self.sid.of(bytes),
+            reply: self.optional.maybe(bytes),
+            headers: self.headers(bytes),
+            payload: self.body(bytes),
         }
     }
 
@@ -643,12 +661,17 @@ impl Layout {
                 sid: self.sid.of(bytes),
                 max: self.optional.maybe(bytes).filter(|max| max.len() <= 9).and_then(scan::number),
             }),
-            _ => ClientOp::Publish(Publish {
-                subject: self.first.of(bytes),
-                reply: self.optional.maybe(bytes),
-                headers: self.headers(bytes),
-                payload: self.body(bytes),
-            }),
+            _ => ClientOp::Publish(self.publish(bytes)),
+        }
+    }
+
+    #[inline]
+    fn publish<'a>(&self, bytes: &'a [u8]) -> Publish<'a> {
+        Publish {
+            subject: self.first.of(bytes),
+            reply: self.optional.maybe(bytes),
+            headers: self.headers(bytes),
+            payload: self.body(bytes),
         }
     }
 

@@ -14,52 +14,76 @@ use serde::{Deserialize, Serialize};
 #[non_exhaustive]
 pub struct ServerInfo {
     /// Public key of the server, unique.
+    #[serde(deserialize_with = "or_default")]
     pub server_id: String,
     /// Name of the server; its id unless configured.
+    #[serde(deserialize_with = "or_default")]
     pub server_name: String,
     /// Version of the server, such as `2.15.1`.
+    #[serde(deserialize_with = "or_default")]
     pub version: String,
     /// The Go that built it.
+    #[serde(deserialize_with = "or_default")]
     pub go: String,
     /// Address it listens on, often `0.0.0.0`.
+    #[serde(deserialize_with = "or_default")]
     pub host: String,
     /// Port it listens on.
+    #[serde(deserialize_with = "or_default")]
     pub port: u16,
     /// Whether HPUB and HMSG may be used.
+    #[serde(deserialize_with = "or_default")]
     pub headers: bool,
     /// Largest payload that it accepts, headers included, in bytes.
+    #[serde(deserialize_with = "or_default")]
     pub max_payload: u64,
     /// Version of the protocol: 1 means that INFO can come at any time.
+    #[serde(deserialize_with = "or_default")]
     pub proto: i64,
     /// Number of this connection.
+    #[serde(deserialize_with = "or_default")]
     pub client_id: u64,
     /// Address from which it sees this connection come.
+    #[serde(deserialize_with = "or_default")]
     pub client_ip: String,
     /// Whether CONNECT must carry credentials.
+    #[serde(deserialize_with = "or_default")]
     pub auth_required: bool,
     /// Whether the connection must be upgraded to TLS now.
+    #[serde(deserialize_with = "or_default")]
     pub tls_required: bool,
     /// Whether the client must show a certificate.
+    #[serde(deserialize_with = "or_default")]
     pub tls_verify: bool,
     /// Whether the connection may be upgraded to TLS.
+    #[serde(deserialize_with = "or_default")]
     pub tls_available: bool,
     /// What to sign for the `sig` of CONNECT.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub nonce: Option<String>,
     /// Where else to connect, as `host:port`, IPv6 in brackets: the servers of the cluster.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub connect_urls: Vec<String>,
     /// The same for WebSocket.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub ws_connect_urls: Vec<String>,
     /// Lame duck mode: the server is about to close this connection; go elsewhere.
+    #[serde(deserialize_with = "or_default")]
     pub ldm: bool,
     /// Whether JetStream is enabled.
+    #[serde(deserialize_with = "or_default")]
     pub jetstream: bool,
     /// Name of the cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
     /// JetStream domain.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
     /// Whether this INFO followed CONNECT and describes the connection.
+    #[serde(deserialize_with = "or_default")]
     pub connect_info: bool,
     /// The account that the connection belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub remote_account: Option<String>,
 }
 
@@ -136,6 +160,13 @@ pub struct ConnectOptions {
     /// The server's nonce, signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sig: Option<String>,
+}
+
+/// Go takes `null` for a member that is missing; so must we.
+fn or_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
+    value: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or_default())
 }
 
 const fn yes() -> bool {
@@ -218,6 +249,22 @@ mod tests {
         assert_eq!(info.connect_urls, ["10.0.0.1:4222", "[::1]:4222"]);
         assert_eq!(info.nonce.as_deref(), Some("abc"));
         assert_eq!(ServerInfo::parse(info.to_json().as_bytes()).unwrap(), info);
+    }
+
+    #[test]
+    fn null_is_read_as_missing_and_never_written() {
+        let info = ServerInfo::parse(
+            br#"{"server_id":null,"connect_urls":null,"ldm":null,"nonce":null,"port":null}"#,
+        );
+        let info = info.unwrap();
+        assert_eq!(info, ServerInfo::default());
+        // async-nats refuses an INFO with a nonce of null.
+        let json = info.to_json();
+        assert!(
+            !json.contains("null") && !json.contains("nonce") && !json.contains("connect_urls"),
+            "{json}"
+        );
+        assert!(!ConnectOptions::default().to_json().contains("null"));
     }
 
     #[test]
