@@ -15,8 +15,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alarm_digest::alarm::Timestamp;
 use alarm_digest::config::Server;
+use alarm_digest::logic::{Counters, Logic, Notice};
 use alarm_digest::mesh::Mesh;
-use alarm_digest::shard::{Counters, Mail, Notice, Shard, ShardId};
+use alarm_digest::shard::{Mail, Shard, ShardId};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
@@ -276,7 +277,7 @@ impl Driver {
     fn poll_mail_out(&mut self, cx: &mut Context<'_>) -> bool {
         let mut did = false;
         for peer in (0..self.common.mesh.shards()).map(ShardId) {
-            let mail = self.shard.mail_for(peer);
+            let Some(mail) = self.shard.mail_for(peer) else { break };
             if !mail.is_empty() && self.common.mesh.poll_send(peer, mail, cx).is_ready() {
                 did = true;
             }
@@ -304,7 +305,7 @@ impl Driver {
         if attempt.is_power_of_two() {
             warn!(core = self.id.0, server = %self.server(), attempt, "no connection: {why}");
         }
-        self.shard.on_link_lost();
+        self.shard.on_link_lost(self.epoch.elapsed());
         self.server_next += 1;
         let whole = RECONNECT_DELAY_MIN
             .saturating_mul(1 << self.attempts.min(16))

@@ -17,8 +17,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use alarm_digest::config::{Cli, Server};
+use alarm_digest::logic::Counters;
 use alarm_digest::mesh::Mesh;
-use alarm_digest::shard::{Counters, Shard, ShardId};
+use alarm_digest::shard::{Shard, ShardId};
 use alarm_digest_benches::machine;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
