@@ -13,13 +13,19 @@
 //! everything is in an operation whose payload is not complete, or why it failed. So a line that comes byte by byte
 //! costs O(1) per byte, and a payload that comes in pieces costs O(1) per piece.
 
+mod common;
+mod layout;
+#[cfg(test)]
+mod tests;
+
 use core::marker::PhantomData;
 
 use crate::error::{DecodeError, DecodeErrorKind, Excerpt, Verb};
-use crate::header::Headers;
 use crate::limits::{IGNORED_BYTES_MAX, Limits};
-use crate::op::{ClientOp, ErrText, Message, Publish, ServerOp, Subscribe, Unsubscribe};
+use crate::op::{ClientOp, ServerOp};
 use crate::scan::{self, Span, is_blank};
+
+pub use layout::Layout;
 
 /// What a decoder makes of the bytes it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,96 +196,6 @@ trait Sender {
 
     /// The verb of a message without headers; the one with them begins with an H.
     const MESSAGE: [u8; 3];
-
-    /// A whole message with its length, if there is one and it is written as everybody writes it: upper case, single
-    /// spaces, CR LF, at most 64 bytes before the payload. `None` says nothing about the bytes.
-    #[inline(always)]
-    fn common(bytes: &[u8], limits: Limits) -> Option<(Layout, usize)> {
-        let start = u32::from_le_bytes(*bytes.first_chunk()?);
-        let [a, b, c] = Self::MESSAGE;
-        if start == u32::from_le_bytes([a, b, c, b' ']) {
-            common_message::<false>(bytes, limits, Self::IS_CLIENT)
-        } else if start == u32::from_le_bytes([b'H', a, b, c]) {
-            common_message::<true>(bytes, limits, Self::IS_CLIENT)
-        } else {
-            None
-        }
-    }
-}
-
-#[inline(always)]
-fn common_message<const HEADERS: bool>(
-    bytes: &[u8],
-    limits: Limits,
-    from_client: bool,
-) -> Option<(Layout, usize)> {
-    // One bit for each byte up to and with the space: the blank after the verb, the ends of the arguments, CR and LF.
-    // More of them in the payload do no harm: the first two in a row are the end of the line, or we do not know.
-    let verb_len = if HEADERS { 4 } else { 3 };
-    let args = bytes.get(verb_len..)?;
-    let mut ends = u64::from(scan::ends(args.first_chunk()?));
-    let mut pairs = ends & (ends << 1);
-    if pairs == 0 {
-        ends |= u64::from(scan::ends(args.get(32..)?.first_chunk()?)) << 32;
-        pairs = ends & (ends << 1);
-        if pairs == 0 {
-            return None;
-        }
-    }
-    let cr = verb_len + pairs.trailing_zeros() as usize - 1;
-    if cr > verb_len + 1 + limits.line_bytes_max {
-        return None;
-    }
-    let mut next_end = || {
-        let end = verb_len + ends.trailing_zeros() as usize;
-        ends &= ends.wrapping_sub(1);
-        end
-    };
-    let verb_end = next_end();
-    let first_end = next_end();
-    let sid_end = if from_client { first_end } else { next_end() };
-    let mut optional_end = sid_end;
-    let mut header_end = if HEADERS { next_end() } else { sid_end };
-    let mut size_end = next_end();
-    if size_end != cr {
-        (optional_end, header_end) = (if HEADERS { header_end } else { size_end }, size_end);
-        size_end = next_end();
-    }
-    let is_space = |at: usize| bytes.get(at) == Some(&b' ');
-    let are_spaces = is_space(verb_end)
-        && is_space(first_end)
-        && (from_client || is_space(sid_end))
-        && is_space(optional_end)
-        && (!HEADERS || is_space(header_end));
-    if size_end != cr || verb_end != verb_len || !are_spaces || bytes.get(cr..cr + 2) != Some(b"\r\n") {
-        return None;
-    }
-    let header = if HEADERS {
-        scan::short_number(bytes, Span::new(optional_end + 1, header_end))? as usize
-    } else {
-        0
-    };
-    let total = scan::short_number(bytes, Span::new(header_end + 1, cr))? as usize;
-    let (line, end) = (cr + 2, cr + 2 + total);
-    if total > limits.payload_bytes_max || header > total || bytes.get(end..end + 2) != Some(b"\r\n") {
-        return None;
-    }
-    let verb = match (from_client, HEADERS) {
-        (false, false) => Verb::Msg,
-        (false, true) => Verb::Hmsg,
-        (true, false) => Verb::Pub,
-        (true, true) => Verb::Hpub,
-    };
-    let layout = Layout {
-        verb,
-        first: Span::new(verb_end + 1, first_end),
-        optional: Span::new(sid_end + 1, optional_end),
-        sid: Span::new(first_end + 1, sid_end),
-        line,
-        header,
-        total,
-    };
-    Some((layout, end + 2))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -337,22 +253,6 @@ enum State {
     Failed(DecodeError),
 }
 
-/// Where everything is in one operation, counted from its first byte. Absent parts are empty.
-#[derive(Clone, Copy, Debug)]
-pub struct Layout {
-    verb: Verb,
-    /// The subject; for lines of one argument, that argument.
-    first: Span,
-    /// The reply of a message, the queue of a subscription, the number of an UNSUB.
-    optional: Span,
-    sid: Span,
-    /// Length of the line, its end included; the payload starts here.
-    line: usize,
-    header: usize,
-    /// Header and payload.
-    total: usize,
-}
-
 impl<S: Sender> Machine<S> {
     const fn new(limits: Limits) -> Self {
         let state = State::Line { searched: 0, blank: 0 };
@@ -372,7 +272,7 @@ impl<S: Sender> Machine<S> {
         let State::Line { searched: 0, .. } = self.state else {
             return None;
         };
-        let found = S::common(bytes, self.limits)?;
+        let found = common::message::<S>(bytes, self.limits)?;
         self.offset += found.1 as u64;
         Some(found)
     }
@@ -614,78 +514,3 @@ impl Verb {
         }
     }
 }
-
-impl Layout {
-    const fn new(verb: Verb, first: Span, line: usize) -> Self {
-        let none = Span::new(0, 0);
-        Self { verb, first, optional: none, sid: none, line, header: 0, total: 0 }
-    }
-
-    #[inline]
-    fn server_op<'a>(&self, bytes: &'a [u8]) -> ServerOp<'a> {
-        match self.verb {
-            Verb::Ping => ServerOp::Ping,
-            Verb::Pong => ServerOp::Pong,
-            Verb::Ok => ServerOp::Ok,
-            Verb::Info => ServerOp::Info(self.first.of(bytes)),
-            Verb::Err => ServerOp::Err(ErrText::from_argument(self.first.of(bytes))),
-            _ => ServerOp::Message(self.message(bytes)),
-        }
-    }
-
-    #[inline]
-    fn message<'a>(&self, bytes: &'a [u8]) -> Message<'a> {
-        Message {
-            subject: self.first.of(bytes),
-            sid: self.sid.of(bytes),
-            reply: self.optional.maybe(bytes),
-            headers: self.headers(bytes),
-            payload: self.body(bytes),
-        }
-    }
-
-    #[inline]
-    fn client_op<'a>(&self, bytes: &'a [u8]) -> ClientOp<'a> {
-        match self.verb {
-            Verb::Ping => ClientOp::Ping,
-            Verb::Pong => ClientOp::Pong,
-            Verb::Ok => ClientOp::Ok,
-            Verb::Info => ClientOp::Info(self.first.of(bytes)),
-            Verb::Connect => ClientOp::Connect(self.first.of(bytes)),
-            Verb::Sub => ClientOp::Subscribe(Subscribe {
-                subject: self.first.of(bytes),
-                queue: self.optional.maybe(bytes),
-                sid: self.sid.of(bytes),
-            }),
-            Verb::Unsub => ClientOp::Unsubscribe(Unsubscribe {
-                sid: self.sid.of(bytes),
-                max: self.optional.maybe(bytes).filter(|max| max.len() <= 9).and_then(scan::number),
-            }),
-            _ => ClientOp::Publish(self.publish(bytes)),
-        }
-    }
-
-    #[inline]
-    fn publish<'a>(&self, bytes: &'a [u8]) -> Publish<'a> {
-        Publish {
-            subject: self.first.of(bytes),
-            reply: self.optional.maybe(bytes),
-            headers: self.headers(bytes),
-            payload: self.body(bytes),
-        }
-    }
-
-    #[inline]
-    fn headers<'a>(&self, bytes: &'a [u8]) -> Option<Headers<'a>> {
-        matches!(self.verb, Verb::Hmsg | Verb::Hpub)
-            .then(|| Headers::new(&bytes[self.line..self.line + self.header]))
-    }
-
-    #[inline]
-    fn body<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
-        &bytes[self.line + self.header..self.line + self.total]
-    }
-}
-
-#[cfg(test)]
-mod tests;

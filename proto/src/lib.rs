@@ -97,3 +97,8 @@ pub use op::{ClientOp, ErrText, Message, Publish, ServerOp, Subscribe, Unsubscri
 #[cfg(feature = "alloc")]
 pub use receive::ReceiveBuffer;
 pub use sink::{Cursor, Full, Sink};
+
+/// The example of the crate page.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadMe;

@@ -253,6 +253,72 @@ fn the_missing_bytes_of_a_payload_are_counted_exactly() {
     assert_eq!(decoder.offset(), 27);
 }
 
+/// The short way needs bytes behind the operation, so what is tested above alone is tested here with company.
+#[test]
+fn the_short_way_for_whole_messages_says_the_same_as_the_long_one() {
+    let tail = "PING\r\n".repeat(20);
+    let long = "a.".repeat(15) + "a";
+    let too_long = "a.".repeat(21) + "a";
+    let longer = "a.".repeat(30) + "a";
+    for line in [
+        "MSG a 1 5",
+        "MSG a 1 r 5",
+        "MSG a 1 05",
+        "MSG a 1 00000005",
+        "MSG a 1 000000005",
+        "MSG a\x001 1 5",
+        "MSG a\r 1 5",
+        "MSG a  1 5",
+        "MSG a 1 5 ",
+        "MSG a 1  r 5",
+        "MSG a\t1 5",
+        "msg a 1 5",
+        "MSG  a 1 5",
+        "MSG",
+        "MSG ",
+        "MSG a",
+        "MSG a 1",
+        "MSG a 1 r s 5",
+        "MSG a 1 x",
+        "MSG a 1 :",
+        "MSG a 1 /",
+        "MSG a 1 65",
+        "MSG a 1 99999999",
+        "MSG a 1 4",
+        "HMSG a 1 2 5",
+        "HMSG a 1 r 2 5",
+        "HMSG a 1 5 5",
+        "HMSG a 1 6 5",
+        "HMSG a 1 0 5",
+        "HMSG\ta 1 2 5",
+        "HMSGa 1 2 5",
+        "HMSG a 1 5",
+        "HMSG a 1 r s 2 5",
+        "HMSG a 1 x 5",
+        "HMSG a 1 2 x",
+        "HMSG a 1\x00 2 5",
+        &format!("MSG {long} 1 5"),
+        &format!("MSG {longer} 1 5"),
+        &format!("MSG {too_long} 1 5"),
+        &format!("HMSG {long} 1 r 2 5"),
+    ] {
+        let both = |line: &str, from_server: bool| {
+            let line = if from_server { line.into() } else { line.replace("MSG", "PUB").replace(" 1 ", " ") };
+            for end in ["\r\n", "\n"] {
+                let input = format!("{line}{end}hello\r\n{tail}");
+                // In pieces of one byte the short way is never taken.
+                if from_server {
+                    uncut(&ClientDecoder::new(LIMITS), input.as_bytes());
+                } else {
+                    uncut(&ServerDecoder::new(LIMITS), input.as_bytes());
+                }
+            }
+        };
+        both(line, true);
+        both(line, false);
+    }
+}
+
 #[test]
 fn fewer_bytes_than_before_are_no_reason_to_panic() {
     let input = b"MSG a 1 3\r\nabc\r\n";
