@@ -68,7 +68,7 @@ fn show_a_digest(server: &Server) -> Result<(), Box<dyn Error>> {
         limits: Limits::client(),
         handshake_max: SOON,
         ping_interval: SOON,
-        silence_max: SOON * 2,
+        answer_max: SOON * 2,
         max_payload_at_least: 0,
     };
     let mut client = Client::new(TcpStream::connect(server.addr())?, config)?;

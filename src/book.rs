@@ -25,7 +25,15 @@ pub struct Book {
     alarms: usize,
 }
 
-type Page = HashMap<UserId, Alarms, RandomState>;
+type Page = HashMap<UserId, User, RandomState>;
+
+/// `has_news` is false ⇒ no alarm is both due and active: a user with very many alarms who asks often is not looked
+/// through each time.
+#[derive(Default)]
+struct User {
+    alarms: Alarms,
+    has_news: bool,
+}
 
 /// What is remembered of one alarm.
 ///
@@ -110,13 +118,14 @@ impl Book {
     /// Remembers a change. Changes from before what was last told, and repetitions, change nothing.
     pub fn apply(&mut self, change: Change) {
         let page = self.page(&change.user);
-        let alarms = page.entry(change.user).or_default();
-        if let Some(memory) = alarms.find(&change.alarm) {
-            memory.apply(change.condition);
+        let user = page.entry(change.user).or_default();
+        if let Some(memory) = user.alarms.find(&change.alarm) {
+            user.has_news |= memory.apply(change.condition);
             return;
         }
-        let is_new_user = alarms.is_empty();
-        alarms.insert(change.alarm, Memory::new(change.condition));
+        let is_new_user = user.alarms.is_empty();
+        user.alarms.insert(change.alarm, Memory::new(change.condition));
+        user.has_news = true;
         self.users += usize::from(is_new_user);
         self.alarms += 1;
     }
@@ -124,7 +133,10 @@ impl Book {
     /// The alarms of `user` that are due and active, which count as told from now on; none when there are none. An
     /// alarm that is due but cleared now stays due, so that its next activation is told.
     pub fn take_digest(&mut self, user: &UserId) -> Option<Digest> {
-        let alarms = self.page(user).get_mut(user)?;
+        let User { alarms, has_news } = self.page(user).get_mut(user)?;
+        if !std::mem::take(has_news) {
+            return None;
+        }
         let mut due: Vec<_> = alarms
             .iter_mut()
             .filter_map(|(id, memory)| memory.take().map(|told| (id.clone(), told)))
@@ -139,9 +151,9 @@ impl Book {
         let page = &mut self.pages[self.page_next];
         self.page_next = (self.page_next + 1) % PAGES;
         let (users_before, mut alarms_forgotten) = (page.len(), 0);
-        page.retain(|_, alarms| {
-            alarms_forgotten += alarms.forget_if(|memory| memory.is_forgettable(horizon));
-            !alarms.is_empty()
+        page.retain(|_, user| {
+            alarms_forgotten += user.alarms.forget_if(|memory| memory.is_forgettable(horizon));
+            !user.alarms.is_empty()
         });
         if page.len() < page.capacity() / 4 {
             page.shrink_to_fit();

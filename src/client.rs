@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use nats_wire::session::{Event, Fence, Session, SessionConfig};
-use nats_wire::{QueueGroup, Sid, Subject, SubjectFilter};
+use nats_wire::{Limits, QueueGroup, ReceiveBuffer, Sid, Subject, SubjectFilter};
 
 /// One message of a subscription.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,10 +25,7 @@ pub struct Received {
 pub struct Client {
     stream: TcpStream,
     session: Session,
-    /// `buffer[start..end]` came and is not used yet.
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
+    buffer: ReceiveBuffer,
     received: VecDeque<Received>,
     passed: Fence,
     epoch: Instant,
@@ -41,9 +38,7 @@ impl Client {
         let mut client = Self {
             stream,
             session: Session::new(config, Duration::ZERO),
-            buffer: vec![0; 64 * 1024],
-            start: 0,
-            end: 0,
+            buffer: ReceiveBuffer::new(Limits::client()),
             received: VecDeque::new(),
             passed: Fence(0),
             epoch: Instant::now(),
@@ -103,18 +98,13 @@ impl Client {
             return Err(late());
         }
         self.stream.set_read_timeout(Some(left))?;
-        self.buffer.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
-        if self.end == self.buffer.len() {
-            self.buffer.resize(self.buffer.len() * 2, 0);
-        }
-        match self.stream.read(&mut self.buffer[self.end..]) {
+        match self.stream.read(self.buffer.space()) {
             Ok(0) => {
                 let text = format!("expected {awaited}, but the server closed the connection");
                 Err(io::Error::new(io::ErrorKind::UnexpectedEof, text))
             }
             Ok(bytes) => {
-                self.end += bytes;
+                self.buffer.filled(bytes);
                 self.receive()
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
@@ -135,12 +125,11 @@ impl Client {
 
     fn receive(&mut self) -> io::Result<()> {
         loop {
-            let bytes = &self.buffer[self.start..self.end];
-            let (used, event) =
-                self.session.receive(bytes).map_err(|fault| io::Error::other(fault.to_string()))?;
-            self.start += used;
+            let received = self.session.receive(self.buffer.unused());
+            let (used, event) = received.map_err(|fault| io::Error::other(fault.to_string()))?;
+            let is_last = event.is_none();
             match event {
-                None => return Ok(()),
+                None => {}
                 Some(Event::Passed(fence)) => self.passed = fence,
                 Some(Event::Refused(text)) => {
                     return Err(io::Error::other(format!("server refused: {text}")));
@@ -153,6 +142,10 @@ impl Client {
                     headers: message.headers.map(|headers| headers.as_bytes().to_vec()).unwrap_or_default(),
                     payload: message.payload.to_vec(),
                 }),
+            }
+            self.buffer.consume(used);
+            if is_last {
+                return Ok(());
             }
         }
     }

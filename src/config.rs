@@ -24,7 +24,6 @@ Examples:
 /// that has arrived is done; a second signal stops it at once.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "alarm-digest", version, max_term_width = 110, after_help = EXAMPLES, disable_help_flag = true)]
-#[command(args_conflicts_with_subcommands = false, subcommand_negates_reqs = true)]
 pub struct Cli {
     /// None: run the service.
     #[command(subcommand)]
@@ -59,7 +58,7 @@ pub enum Task {
             hide_env_values = true,
             env = "ALARM_DIGEST_TIMEOUT"
         )]
-        #[arg(value_parser = humantime::parse_duration)]
+        #[arg(value_parser = parse_any_span)]
         timeout: Duration,
     },
 }
@@ -78,8 +77,8 @@ pub struct NatsArgs {
         env = "NATS_URL",
         default_value = "127.0.0.1:4222"
     )]
-    #[arg(value_delimiter = ',', value_parser = parse_server)]
-    pub server: Vec<Server>,
+    #[arg(value_delimiter = ',')]
+    server: Vec<String>,
 
     /// Subject of the status changes that come in
     #[arg(
@@ -185,7 +184,7 @@ pub struct RunArgs {
         env = "ALARM_DIGEST_RETENTION",
         default_value = "24h"
     )]
-    #[arg(value_parser = humantime::parse_duration)]
+    #[arg(value_parser = parse_any_span)]
     pub retention: Duration,
 
     /// Exit with an error when no server answers at the start, instead of waiting for one
@@ -200,7 +199,7 @@ pub struct RunArgs {
         env = "ALARM_DIGEST_DRAIN_TIMEOUT",
         default_value = "30s"
     )]
-    #[arg(value_parser = humantime::parse_duration)]
+    #[arg(value_parser = parse_any_span)]
     pub drain_timeout: Duration,
 
     /// How long a core spins before it sleeps; only where it has its CPU for itself
@@ -211,10 +210,10 @@ pub struct RunArgs {
         env = "ALARM_DIGEST_SPIN",
         default_value = "0s"
     )]
-    #[arg(value_parser = humantime::parse_duration)]
+    #[arg(value_parser = parse_any_span)]
     pub spin: Duration,
 
-    /// Quiet for so long: ask the server whether it lives; twice as long without an answer: reconnect
+    /// Quiet for so long: ask the server whether it lives; as long again without an answer: reconnect
     #[arg(
         long,
         value_name = "TIME",
@@ -358,6 +357,20 @@ pub enum LogFormat {
 }
 
 impl NatsArgs {
+    /// The servers, in the order they are tried.
+    ///
+    /// Not read while parsing the command line, because clap's errors repeat what they refuse, and this may hold a
+    /// password.
+    ///
+    /// # Errors
+    /// When one of them is not HOST, HOST:PORT or nats://HOST:PORT.
+    pub fn servers(&self) -> Result<Vec<Server>, String> {
+        self.server
+            .iter()
+            .map(|url| parse_server(url).map_err(|error| format!("--server: {error}")))
+            .collect()
+    }
+
     /// The four subjects.
     ///
     /// # Errors
@@ -386,7 +399,7 @@ impl NatsArgs {
             limits: Limits::client(),
             handshake_max: self.connect_timeout,
             ping_interval,
-            silence_max: ping_interval * 2,
+            answer_max: ping_interval,
             max_payload_at_least: DIGEST_BYTES_MAX_AT_LEAST as u64,
         }
     }
@@ -490,7 +503,8 @@ fn parse_server(url: &str) -> Result<Server, String> {
     Ok(Server { host: host.into(), port })
 }
 
-/// A subject stands in a header of each dead letter, which has to fit into the smallest payload we work with.
+/// A subject stands in a header of each dead letter, which has to fit into the smallest payload we work with; a queue
+/// group stands with one in a line that the server must take.
 const SUBJECT_BYTES_MAX: usize = 256;
 
 fn parse_subject(text: &str) -> Result<String, String> {
@@ -512,11 +526,23 @@ fn parse_name(text: &str) -> Result<String, String> {
 }
 
 fn parse_queue_group(text: &str) -> Result<String, String> {
+    if text.len() > SUBJECT_BYTES_MAX {
+        return Err(format!("expected at most {SUBJECT_BYTES_MAX} bytes, got {}", text.len()));
+    }
     QueueGroup::new(text).map(|_| text.into()).map_err(|error| error.to_string())
 }
 
-fn parse_span(text: &str) -> Result<Duration, String> {
+/// Far beyond any use, and safe to be added to any time.
+const SPAN_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// A span that may be zero.
+fn parse_any_span(text: &str) -> Result<Duration, String> {
     let span = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if span > SPAN_MAX { Err(format!("expected at most 100 years, got {text}")) } else { Ok(span) }
+}
+
+fn parse_span(text: &str) -> Result<Duration, String> {
+    let span = parse_any_span(text)?;
     if span < Duration::from_millis(1) { Err(format!("expected at least 1ms, got {text}")) } else { Ok(span) }
 }
 
@@ -574,7 +600,11 @@ mod tests {
 
     #[test]
     fn a_refused_url_does_not_repeat_its_password() {
-        assert!(!parse_server("nats://user:secret@host").expect_err("has credentials").contains("secret"));
+        let url = "nats://user:secret@host";
+        let refused =
+            Cli::try_parse_from(["alarm-digest", "--server", url]).map_err(|error| error.to_string());
+        let refused = refused.and_then(|cli| cli.nats.servers()).expect_err("it has credentials");
+        assert!(refused.contains("credentials") && !refused.contains("secret"), "{refused}");
     }
 
     #[test]

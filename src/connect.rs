@@ -16,20 +16,21 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
 
-/// Connects to the first address of `server` that answers, all of them within `timeout`. The name is looked up anew
-/// each time; how long that takes is the resolver's to limit.
+/// Connects to the first address of `server` that answers, all of them within `timeout`, each with an equal share of what
+/// is left of it. The name is looked up anew each time; how long that takes is the resolver's to limit.
 ///
 /// # Errors
 /// The last address's error, or that there is no address.
 pub fn connect(server: &Server, timeout: Duration) -> io::Result<Socket> {
     let deadline = Instant::now() + timeout;
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in (server.host.as_str(), server.port).to_socket_addrs()? {
+    let addresses: Vec<SocketAddr> = (server.host.as_str(), server.port).to_socket_addrs()?.collect();
+    for (at, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        match connect_to(address, left) {
+        match connect_to(*address, left / (addresses.len() - at) as u32) {
             Ok(socket) => return Ok(socket),
             Err(error) => failure = error,
         }

@@ -21,6 +21,7 @@ use alarm_digest::shard::{Mail, ShardId};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use glommio::timer::Timer;
+use nats_wire::{Limits, ReceiveBuffer};
 use tracing::{debug, info, warn};
 
 use crate::connect::connect;
@@ -29,8 +30,8 @@ use crate::stop::{Stage, Stop};
 /// How often the logic is told the time. What needs time in it counts in seconds.
 const TICK: Duration = Duration::from_secs(1);
 
-/// nats-server writes at most 64 KiB at a time. A larger operation makes the buffer grow until it is through.
-const READ_BYTES: usize = 64 * 1024;
+/// A link that lived for so long was a good one: the next attempt starts with the shortest wait again.
+const LIVED_LONG: Duration = Duration::from_secs(5);
 
 /// The first wait after an attempt to connect failed.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
@@ -58,21 +59,22 @@ pub struct Report {
 
 /// One core's driver.
 ///
-/// `buffer[start..end]` came from the socket and is not used yet; all of `buffer` is initialised.
+/// `buffer` holds what came from the socket and is not used yet.
 pub struct Driver<L> {
     id: ShardId,
     logic: L,
     common: Arc<Common>,
     link: Link,
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
+    buffer: ReceiveBuffer,
     /// The last read or decode found everything used: only a read can bring more.
     is_dry: bool,
     inbox: Vec<Mail>,
     epoch: Instant,
     timer: Option<Timer>,
+    /// Failures in a row; a link that did not live for long is one.
     attempts: u32,
+    /// When this link was ready, if it is.
+    ready_at: Option<Duration>,
     /// The next server to try, as an index into `common.servers` that wraps around.
     server_next: usize,
     has_been_ready: bool,
@@ -81,7 +83,12 @@ pub struct Driver<L> {
 enum Link {
     Waiting(Timer),
     Connecting(Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>),
-    Up(TcpStream),
+    Up {
+        stream: TcpStream,
+        /// Nothing can be written any more. What the server sent before that is ours and is read to its end, which says why;
+        /// output goes nowhere meanwhile, so that it holds nothing back, and is proved to nobody.
+        is_mute: bool,
+    },
 }
 
 impl<L: Logic> Driver<L> {
@@ -93,14 +100,13 @@ impl<L: Logic> Driver<L> {
             server_next: id.0,
             common,
             link: Link::Waiting(Timer::new(Duration::ZERO)),
-            buffer: vec![0; READ_BYTES],
-            start: 0,
-            end: 0,
+            buffer: ReceiveBuffer::new(Limits::client()),
             is_dry: true,
             inbox: Vec::new(),
             epoch: Instant::now(),
             timer: None,
             attempts: 0,
+            ready_at: None,
             has_been_ready: false,
         }
     }
@@ -116,7 +122,7 @@ impl<L: Logic> Driver<L> {
             // A socket that always has more would keep timers and the poll for writing from ever being looked at.
             glommio::yield_if_needed().await;
         }
-        if let Link::Up(stream) = &self.link {
+        if let Link::Up { stream, .. } = &self.link {
             let _ = stream.shutdown(std::net::Shutdown::Both).await;
         }
         let (users, alarms) = self.logic.holds();
@@ -133,8 +139,10 @@ impl<L: Logic> Driver<L> {
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = self.epoch.elapsed();
         let mut did = self.poll_stop(cx, now);
-        did |= self.poll_time(cx, now);
+        // What has come is taken before the time is told: after a long pause of the whole process the server's answers are
+        // here already.
         did |= self.poll_link(cx, now);
+        did |= self.poll_time(cx, now);
         did |= self.poll_mail_in(cx);
         self.logic.finish_turn(now);
         did |= self.poll_write(cx, now);
@@ -179,8 +187,8 @@ impl<L: Logic> Driver<L> {
             Link::Connecting(opening) => match opening.as_mut().poll(cx) {
                 Poll::Pending => false,
                 Poll::Ready(Ok(stream)) => {
-                    self.link = Link::Up(stream);
-                    (self.start, self.end, self.is_dry) = (0, 0, true);
+                    self.link = Link::Up { stream, is_mute: false };
+                    (self.buffer, self.is_dry) = (ReceiveBuffer::new(Limits::client()), true);
                     self.logic.on_link(now);
                     true
                 }
@@ -189,7 +197,7 @@ impl<L: Logic> Driver<L> {
                     true
                 }
             },
-            Link::Up(_) => self.poll_read(cx, now),
+            Link::Up { .. } => self.poll_read(cx, now),
         }
     }
 
@@ -208,8 +216,8 @@ impl<L: Logic> Driver<L> {
                 }
             }
         }
-        match self.logic.receive(&self.buffer[self.start..self.end], now) {
-            Ok(used) => self.start += used,
+        match self.logic.receive(self.buffer.unused(), now) {
+            Ok(used) => self.buffer.consume(used),
             Err(fault) => {
                 self.lose_link(&fault);
                 return true;
@@ -221,22 +229,13 @@ impl<L: Logic> Driver<L> {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Link::Up(stream) = &mut self.link else { unreachable!("only a link that is up is read") };
-        self.buffer.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
-        if self.end == self.buffer.len() {
-            // One operation fills it all; the decoder's limits say how large that can be.
-            self.buffer.resize(self.buffer.len() * 2, 0);
-        } else if self.end < READ_BYTES && self.buffer.len() > READ_BYTES {
-            self.buffer.truncate(READ_BYTES);
-            self.buffer.shrink_to_fit();
-        }
-        match ready!(Pin::new(stream).poll_read(cx, &mut self.buffer[self.end..]))? {
+        let Link::Up { stream, .. } = &mut self.link else { unreachable!("only a link that is up is read") };
+        match ready!(Pin::new(stream).poll_read(cx, self.buffer.space()))? {
             0 => {
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "server closed the connection")))
             }
             bytes => {
-                self.end += bytes;
+                self.buffer.filled(bytes);
                 Poll::Ready(Ok(()))
             }
         }
@@ -254,13 +253,14 @@ impl<L: Logic> Driver<L> {
 
     fn poll_write(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
         let mut did = false;
-        while let Link::Up(stream) = &mut self.link
+        while let Link::Up { stream, is_mute } = &mut self.link
             && !self.logic.output().is_empty()
         {
             match Pin::new(stream).poll_write(cx, self.logic.output()) {
+                _ if *is_mute => self.logic.wrote(self.logic.output().len(), now),
                 Poll::Pending => break,
                 Poll::Ready(Ok(bytes)) => self.logic.wrote(bytes, now),
-                Poll::Ready(Err(error)) => self.lose_link(&error),
+                Poll::Ready(Err(_)) => *is_mute = true,
             }
             did = true;
         }
@@ -294,15 +294,18 @@ impl<L: Logic> Driver<L> {
 
     /// Closes the link, if there is one, says why, and goes on with the next server after a while.
     fn lose_link(&mut self, why: &dyn std::fmt::Display) {
-        let was_ready = self.logic.link().is_some_and(|link| link.is_ready());
-        let (core, server, attempt) = (self.id.0, self.server(), self.attempts + 1);
-        if was_ready {
-            warn!(core, %server, "disconnected: {why}");
-        } else if attempt.is_power_of_two() {
-            // The first failure and then ever fewer of them.
-            warn!(core, %server, attempt, "cannot connect, trying on: {why}");
+        self.say_notices();
+        let lived = self.ready_at.take().map(|ready_at| self.epoch.elapsed().saturating_sub(ready_at));
+        if lived.is_some_and(|lived| lived >= LIVED_LONG) {
+            self.attempts = 0;
         }
-        if let Link::Up(stream) = &mut self.link {
+        let (core, server, attempt) = (self.id.0, self.server(), self.attempts + 1);
+        // The first time and then ever less often, until a link has lived for long again.
+        if attempt.is_power_of_two() {
+            let what = if lived.is_some() { "disconnected" } else { "cannot connect, trying on" };
+            warn!(core, %server, attempt, "{what}: {why}");
+        }
+        if let Link::Up { stream, .. } = &mut self.link {
             // Dropping it alone would close it only when the executor next looks at its polls.
             let _ = Pin::new(stream).poll_close(&mut Context::from_waker(Waker::noop()));
         }
@@ -324,10 +327,7 @@ impl<L: Logic> Driver<L> {
         let core = self.id.0;
         for notice in std::mem::take(self.logic.notices()) {
             match notice {
-                Notice::Ready => {
-                    self.attempts = 0;
-                    self.say_ready();
-                }
+                Notice::Ready => self.say_ready(),
                 Notice::Refused(text) => warn!(core, server = %self.server(), "server refused: {text}"),
                 Notice::Rejected { subject, rejection, unsaid } => {
                     warn!(
@@ -343,6 +343,7 @@ impl<L: Logic> Driver<L> {
     }
 
     fn say_ready(&mut self) {
+        self.ready_at = Some(self.epoch.elapsed());
         let link = self.logic.link().and_then(|link| link.info());
         let version = link.map_or("", |info| info.version.as_str());
         if self.has_been_ready {

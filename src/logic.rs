@@ -163,6 +163,8 @@ pub struct Counters {
     pub settled: u64,
     /// Publications that were written when a link broke before their fence had passed: they are written again.
     pub resent: u64,
+    /// Dead letters that were sent without waiting for proof, because too much was waiting already.
+    pub unproved: u64,
     /// Refusals of the server.
     pub refused: u64,
     /// Times the handshake succeeded.
@@ -187,6 +189,7 @@ impl Counters {
             (&mut self.alarms_told, other.alarms_told),
             (&mut self.settled, other.settled),
             (&mut self.resent, other.resent),
+            (&mut self.unproved, other.unproved),
             (&mut self.refused, other.refused),
             (&mut self.connected, other.connected),
             (&mut self.redelivered, other.redelivered),

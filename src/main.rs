@@ -8,10 +8,11 @@ mod provision;
 mod stop;
 mod verify;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use alarm_digest::config::{Cli, LogFormat, Mode, Server, Task};
@@ -20,9 +21,9 @@ use alarm_digest::logic::{Counters, Logic};
 use alarm_digest::mesh::Mesh;
 use alarm_digest::message::Reason;
 use alarm_digest::shard::{Shard, ShardId};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
-use glommio::{LocalExecutorBuilder, Placement};
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::{error, info, warn};
@@ -40,19 +41,21 @@ fn main() -> ExitCode {
         None => run(&cli),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("alarm-digest: {error:#}");
+        // Whoever closed standard error does not want to hear of it.
+        let _ = writeln!(std::io::stderr(), "alarm-digest: {error:#}");
         ExitCode::FAILURE
     })
 }
 
 fn verify(cli: &Cli, timeout: Duration) -> Result<ExitCode> {
-    verify::verify(&cli.nats, timeout, |step| println!("ok  {step}"))?;
-    println!("Smoke test passed");
+    let print = |line: &str| drop(writeln!(std::io::stdout(), "{line}"));
+    verify::verify(&cli.nats, timeout, |step| print(&format!("ok  {step}")))?;
+    print("Smoke test passed");
     Ok(ExitCode::SUCCESS)
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    start_log(cli.run.log_format);
+    start_log(cli.run.log_format)?;
     let cpus = preflight::preflight(&cli.run)?;
     let cores = cpus.len();
     match cli.run.mode {
@@ -82,7 +85,7 @@ fn run_cores<L: Logic + 'static>(
 ) -> Result<ExitCode> {
     let cores = cpus.len();
     let common = Arc::new(Common {
-        servers: cli.nats.server.clone(),
+        servers: cli.nats.servers().map_err(anyhow::Error::msg)?,
         connect_timeout: cli.nats.connect_timeout,
         reconnect_delay_max: cli.run.reconnect_delay_max,
         mesh: Mesh::new(cores, cli.run.mail_max as usize),
@@ -109,29 +112,54 @@ fn run_cores<L: Logic + 'static>(
     let for_signals = Arc::clone(&common);
     std::thread::spawn(move || obey(signals, &for_signals.stop, drain_timeout));
 
-    let mut reports = Vec::with_capacity(cores);
-    for handle in handles {
-        let report = handle.join().map_err(|error| anyhow!("a core ended with an error: {error}"))?;
-        reports.push(report);
-    }
+    let reports = join(handles, &common.stop)?;
     Ok(summarize(cli.run.mode, &reports))
 }
 
-fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+/// Waits for all cores. What glommio cannot set up comes to light only here, and a core that is missing would silently
+/// take its users with it: so the first that fails ends them all.
+fn join(handles: Vec<ExecutorJoinHandle<Report>>, stop: &Stop) -> Result<Vec<Report>> {
+    let (ended, ends) = mpsc::channel();
+    let cores = handles.len();
+    for handle in handles {
+        let ended = ended.clone();
+        std::thread::spawn(move || ended.send(handle.join().map_err(|error| error.to_string())));
+    }
+    let mut reports = Vec::with_capacity(cores);
+    while reports.len() < cores {
+        match ends.recv().expect("each core is waited for") {
+            Ok(report) => reports.push(report),
+            Err(error) => {
+                stop.advance(Stage::Abort);
+                bail!("a core could not run: {error}");
+            }
+        }
+    }
+    Ok(reports)
+}
+
+fn start_log(format: LogFormat) -> Result<()> {
+    let wanted = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| "info".into());
+    let filter =
+        EnvFilter::try_new(&wanted).map_err(|error| anyhow!("{}: {error}", EnvFilter::DEFAULT_ENV))?;
     let is_terminal = std::io::stderr().is_terminal();
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(is_terminal);
+    // A log that cannot be written must not stop the service, as a panic in writing to standard error would.
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(is_terminal)
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
+    Ok(())
 }
 
 /// For `--no-wait`: whether any server takes us through its handshake.
 fn expect_a_server(cli: &Cli) -> Result<()> {
     let mut failures = Vec::new();
-    for server in &cli.nats.server {
+    for server in &cli.nats.servers().map_err(anyhow::Error::msg)? {
         let session = cli.nats.session("alarm-digest", cli.run.ping_interval);
         let client = connect::connect(server, cli.nats.connect_timeout)
             .and_then(|socket| Client::new(socket.into(), session));
@@ -191,6 +219,7 @@ fn summarize(mode: Mode, reports: &[Report]) -> ExitCode {
         mailed = all.mailed,
         settled = all.settled,
         resent = all.resent,
+        unproved = all.unproved,
         refused = all.refused,
         reconnects = all.connected.saturating_sub(reports.len() as u64),
         users = sum(|report| report.users),

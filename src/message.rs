@@ -448,6 +448,12 @@ impl Rejection {
         Self { reason, detail }
     }
 
+    /// Bytes on the heap behind this.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        self.detail.len()
+    }
+
     fn field(field: usize, reason: Reason, expected: &str, came: &str) -> Self {
         let shown = came.get(..came.floor_char_boundary(REPEATED_BYTES_MAX)).unwrap_or_default();
         let more = if shown.len() < came.len() { "…" } else { "" };

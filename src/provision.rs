@@ -43,9 +43,10 @@ const OPERATORS: [&str; 8] = [
 
 /// Waits for a server, unless `--no-wait` is given, and provisions on it.
 pub fn provision(cli: &Cli, config: &WorkerConfig) -> Result<()> {
+    let servers = cli.nats.servers().map_err(anyhow::Error::msg)?;
     let mut failed = false;
     loop {
-        for server in &cli.nats.server {
+        for server in &servers {
             let session = cli.nats.session("alarm-digest provision", cli.run.ping_interval);
             let client = connect(server, cli.nats.connect_timeout)
                 .and_then(|socket| Client::new(socket.into(), session));

@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use nats_wire::session::{Event, Fault, Fence, Session, SessionConfig};
-use nats_wire::{Header, HeaderBlock, Message, QueueGroup, Sid, Subject, SubjectFilter, encode};
+use nats_wire::{ErrText, Header, HeaderBlock, Message, QueueGroup, Sid, Subject, SubjectFilter, encode};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::alarm::{AlarmId, Command, Condition, Digest, Timestamp, UserId};
@@ -39,7 +39,8 @@ pub struct ShardConfig {
     pub retention: Duration,
     /// Output beyond this many bytes holds back whatever would make more of it.
     pub output_bytes_max: usize,
-    /// Without a link, digests beyond this many bytes in memory hold back mail.
+    /// Beyond this many bytes of publications that are not proved, requests wait, dead letters are sent without proof,
+    /// and mail waits while there is no link.
     pub unsettled_bytes_max: usize,
     /// Mail to one peer beyond this many commands holds back the socket.
     pub mail_max: usize,
@@ -72,6 +73,7 @@ pub enum Mail {
 /// The logic of one core.
 ///
 /// `fenced <= written <= unsettled.len()`; `fence` is some ⇔ `fenced > 0`; no link ⇒ `written == 0`.
+/// `unsettled_bytes` is the sum of their `bytes()`, and exceeds its limit by one digest at most.
 pub struct Shard {
     id: ShardId,
     config: ShardConfig,
@@ -85,6 +87,10 @@ pub struct Shard {
     /// How many of those stand before `fence`.
     fenced: usize,
     fence: Option<Fence>,
+    /// Whose digests wait until more is settled.
+    postponed: VecDeque<UserId>,
+    /// When this has passed, the server has read our subscriptions.
+    subscribed: Option<Fence>,
     /// One per shard; our own stays empty.
     mail: Vec<Vec<Mail>>,
     mail_is_full: bool,
@@ -109,7 +115,13 @@ enum Drain {
 /// Something to publish.
 enum Publication {
     Digest(Digest),
-    Rejected { subject: String, rejection: Rejection, payload: Box<[u8]> },
+    Rejected(DeadLetter),
+}
+
+struct DeadLetter {
+    is_change: bool,
+    rejection: Rejection,
+    payload: Box<[u8]>,
 }
 
 impl Publication {
@@ -122,10 +134,13 @@ impl Publication {
                     .iter()
                     .map(|(id, _)| size_of::<(AlarmId, Condition)>() + id.0.heap_bytes())
                     .sum(),
-                Self::Rejected { payload, .. } => payload.len(),
+                Self::Rejected(letter) => letter.payload.len() + letter.rejection.heap_bytes(),
             }
     }
 }
+
+/// Room for publications that is kept when there are none.
+const UNSETTLED_KEPT: usize = 1024;
 
 const CHANGED_SID: u64 = 1;
 const SEND_SID: u64 = 2;
@@ -148,6 +163,8 @@ impl Shard {
             written: 0,
             fenced: 0,
             fence: None,
+            postponed: VecDeque::new(),
+            subscribed: None,
             mail: (0..shards).map(|_| Vec::new()).collect(),
             mail_is_full: false,
             drain: Drain::Not,
@@ -160,28 +177,37 @@ impl Shard {
     }
 
     fn on_ready(&mut self, now: Duration) {
-        self.counters.connected += 1;
-        self.notices.push(Notice::Ready);
-        if self.drain != Drain::Not {
-            return;
-        }
         let link = self.link.as_mut().expect("it just told that it is ready");
-        let queue = QueueGroup::new(&self.config.queue_group).expect("checked with the configuration");
-        for (subject, sid) in
-            [(&self.config.subjects.changed, CHANGED_SID), (&self.config.subjects.send, SEND_SID)]
-        {
-            let filter = SubjectFilter::new(subject).expect("checked with the configuration");
-            link.subscribe(filter, Some(queue), Sid::from(sid), now);
+        if self.drain == Drain::Not {
+            let subjects = &self.config.subjects;
+            let queue = QueueGroup::new(&self.config.queue_group).expect("checked with the configuration");
+            for (subject, sid) in [(&subjects.changed, CHANGED_SID), (&subjects.send, SEND_SID)] {
+                let filter = SubjectFilter::new(subject).expect("checked with the configuration");
+                link.subscribe(filter, Some(queue), Sid::from(sid), now);
+            }
         }
+        self.subscribed = Some(link.fence(now));
+    }
+
+    /// All that the server can refuse to us is something we cannot do without, but for dead letters: a digest that was
+    /// refused must not count as delivered, and without a subscription we are deaf. So the link is given up, and what is
+    /// not settled is sent again on the next one.
+    fn on_refused(&mut self, text: &ErrText<'_>, now: Duration) -> Result<(), Fault> {
+        self.counters.refused += 1;
+        let text = text.to_string();
+        if !text.contains(&format!("\"{}\"", self.config.subjects.rejected)) {
+            return Err(Fault::Refused(text));
+        }
+        if self.rejections.may_say(now) {
+            self.notices.push(Notice::Refused(text));
+        }
+        Ok(())
     }
 
     fn on_message(&mut self, message: &Message<'_>, now: Duration) {
-        let (subject, decoded) = if message.sid_number() == Some(CHANGED_SID) {
-            (&self.config.subjects.changed, message::decode_change(message.payload))
-        } else {
-            (&self.config.subjects.send, message::decode_request(message.payload))
-        };
-        match decoded {
+        let is_change = message.sid_number() == Some(CHANGED_SID);
+        let decode = if is_change { message::decode_change } else { message::decode_request };
+        match decode(message.payload) {
             Ok(command) => {
                 match command {
                     Command::Apply(_) => self.counters.changes += 1,
@@ -189,7 +215,7 @@ impl Shard {
                 }
                 self.route(command);
             }
-            Err(rejection) => self.reject(subject.clone(), rejection, message.payload, now),
+            Err(rejection) => self.reject(is_change, rejection, message.payload, now),
         }
     }
 
@@ -207,20 +233,36 @@ impl Shard {
     fn execute(&mut self, command: Command) {
         match command {
             Command::Apply(change) => self.book.apply(change),
-            Command::SendDigest(user) => {
-                if let Some(digest) = self.book.take_digest(&user) {
-                    self.counters.digests += 1;
-                    self.counters.alarms_told += digest.alarms.len() as u64;
-                    self.publish(Publication::Digest(digest));
-                }
-            }
+            Command::SendDigest(user) if self.is_full() => self.postponed.push_back(user),
+            Command::SendDigest(user) => self.send_digest(&user),
         }
     }
 
-    fn reject(&mut self, subject: String, rejection: Rejection, payload: &[u8], now: Duration) {
+    fn send_digest(&mut self, user: &UserId) {
+        if let Some(digest) = self.book.take_digest(user) {
+            self.counters.digests += 1;
+            self.counters.alarms_told += digest.alarms.len() as u64;
+            self.publish(Publication::Digest(digest));
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.unsettled_bytes >= self.config.unsettled_bytes_max
+    }
+
+    fn reject(&mut self, is_change: bool, rejection: Rejection, payload: &[u8], now: Duration) {
         self.counters.rejected[rejection.reason as usize] += 1;
-        self.notices.extend(self.rejections.note(&subject, &rejection, now));
-        self.publish(Publication::Rejected { subject, rejection, payload: payload.into() });
+        let subjects = &self.config.subjects;
+        let subject = if is_change { &subjects.changed } else { &subjects.send };
+        self.notices.extend(self.rejections.note(subject, &rejection, now));
+        let letter = DeadLetter { is_change, rejection, payload: payload.into() };
+        if !self.is_full() {
+            return self.publish(Publication::Rejected(letter));
+        }
+        // The proof would come only after the rest of this flood. Output is bounded by itself.
+        self.counters.unproved += 1;
+        let link = self.link.as_mut().expect("a message came on it");
+        write_dead_letter(&letter, link, subjects, now);
     }
 
     fn publish(&mut self, publication: Publication) {
@@ -236,6 +278,19 @@ impl Shard {
             self.counters.settled += self.fenced as u64;
             self.written -= self.fenced;
             (self.fenced, self.fence) = (0, None);
+            if self.unsettled.is_empty() {
+                self.unsettled.shrink_to(UNSETTLED_KEPT);
+            }
+            while !self.is_full()
+                && let Some(user) = self.postponed.pop_front()
+            {
+                self.send_digest(&user);
+            }
+        }
+        if self.subscribed == Some(fence) {
+            self.subscribed = None;
+            self.counters.connected += 1;
+            self.notices.push(Notice::Ready);
         }
         if self.drain == Drain::Reading(fence) {
             self.on_all_read();
@@ -262,7 +317,7 @@ impl Logic for Shard {
     fn on_link_lost(&mut self, _now: Duration) {
         self.link = None;
         self.counters.resent += self.written as u64;
-        (self.written, self.fenced, self.fence) = (0, 0, None);
+        (self.written, self.fenced, self.fence, self.subscribed) = (0, 0, None, None);
         if let Drain::Reading(_) = self.drain {
             self.on_all_read();
         }
@@ -286,10 +341,7 @@ impl Logic for Shard {
                 Some(Event::Passed(fence)) => self.on_passed(fence),
                 Some(Event::Ready) => self.on_ready(now),
                 Some(Event::Info) => {}
-                Some(Event::Refused(text)) => {
-                    self.counters.refused += 1;
-                    self.notices.push(Notice::Refused(text.to_string()));
-                }
+                Some(Event::Refused(text)) => self.on_refused(&text, now)?,
             }
         }
         Ok(used_all)
@@ -307,8 +359,8 @@ impl Logic for Shard {
         self.book.forget(Timestamp::new(wall.seconds().saturating_sub(retention), wall.nanos()));
         let is_reading = self.takes_bytes();
         let Some(link) = &mut self.link else { return Ok(()) };
-        if !is_reading && link.output().is_empty() {
-            // It is we who do not listen.
+        if !is_reading {
+            // It is we who do not listen. Whether the server reads shows in the output.
             link.heard(now);
         }
         link.on_time(now)
@@ -378,6 +430,7 @@ impl Logic for Shard {
         self.drain == Drain::Read
             && self.lasts_expected == 0
             && self.unsettled.is_empty()
+            && self.postponed.is_empty()
             && self.mail.iter().all(Vec::is_empty)
     }
 
@@ -398,7 +451,7 @@ impl Logic for Shard {
     }
 
     fn unsettled(&self) -> usize {
-        self.unsettled.len()
+        self.unsettled.len() + self.postponed.len()
     }
 }
 
@@ -417,38 +470,43 @@ fn write(
     scratch: &mut Vec<u8>,
     now: Duration,
 ) {
-    let (max_payload, has_headers) = {
-        let info = link.info().expect("a session that is ready has it");
-        (usize::try_from(info.max_payload).unwrap_or(usize::MAX).min(encode::PAYLOAD_BYTES_MAX), info.headers)
-    };
     match publication {
         Publication::Digest(digest) => {
             scratch.clear();
             let subject = Subject::new(&subjects.digest).expect("checked with the configuration");
-            for range in message::encode_digest(digest, max_payload, scratch) {
+            for range in message::encode_digest(digest, max_payload(link), scratch) {
                 link.publish(subject, &scratch[range], now);
             }
             scratch.shrink_to(SCRATCH_BYTES_KEPT);
         }
-        Publication::Rejected { subject, rejection, payload } => {
-            let rejected = Subject::new(&subjects.rejected).expect("checked with the configuration");
-            if !has_headers {
-                return link.publish(rejected, &payload[..payload.len().min(max_payload)], now);
-            }
-            let (detail, size) = (rejection.to_string(), payload.len().to_string());
-            let header = |name, value| Header::new(name, value).expect("a name of ours, and printable ASCII");
-            let lines = [
-                header("Alarm-Digest-Reason", rejection.reason.name()),
-                header("Alarm-Digest-Detail", &detail),
-                header("Alarm-Digest-Subject", subject),
-                header("Alarm-Digest-Payload-Bytes", &size),
-            ];
-            let headers = HeaderBlock::new(&lines);
-            // Headers count as payload: of a payload as large as the server takes, the end has to go.
-            let room = max_payload - headers.encoded_len();
-            link.publish_with_headers(rejected, headers, &payload[..payload.len().min(room)], now);
-        }
+        Publication::Rejected(letter) => write_dead_letter(letter, link, subjects, now),
     }
+}
+
+fn write_dead_letter(letter: &DeadLetter, link: &mut Session, subjects: &Subjects, now: Duration) {
+    let rejected = Subject::new(&subjects.rejected).expect("checked with the configuration");
+    let (payload, max_payload) = (&letter.payload, max_payload(link));
+    if !link.info().is_some_and(|info| info.headers) {
+        return link.publish(rejected, &payload[..payload.len().min(max_payload)], now);
+    }
+    let subject = if letter.is_change { &subjects.changed } else { &subjects.send };
+    let (detail, size) = (letter.rejection.to_string(), payload.len().to_string());
+    let header = |name, value| Header::new(name, value).expect("a name of ours, and printable ASCII");
+    let lines = [
+        header("Alarm-Digest-Reason", letter.rejection.reason.name()),
+        header("Alarm-Digest-Detail", &detail),
+        header("Alarm-Digest-Subject", subject),
+        header("Alarm-Digest-Payload-Bytes", &size),
+    ];
+    let headers = HeaderBlock::new(&lines);
+    // Headers count as payload: of a payload as large as the server takes, the end has to go.
+    let room = max_payload - headers.encoded_len();
+    link.publish_with_headers(rejected, headers, &payload[..payload.len().min(room)], now);
+}
+
+fn max_payload(link: &Session) -> usize {
+    let max = link.info().expect("a session that is ready has it").max_payload;
+    usize::try_from(max).unwrap_or(usize::MAX).min(encode::PAYLOAD_BYTES_MAX)
 }
 
 /// Memory that is kept for encoding the next digest, in bytes.
@@ -482,7 +540,7 @@ mod tests {
                 limits: Limits::client(),
                 handshake_max: Duration::from_secs(5),
                 ping_interval: Duration::from_secs(10),
-                silence_max: Duration::from_secs(20),
+                answer_max: Duration::from_secs(10),
                 max_payload_at_least: message::DIGEST_BYTES_MAX_AT_LEAST as u64,
             },
         }
@@ -493,6 +551,8 @@ mod tests {
         let mut shard = Shard::new(ShardId(0), shards, config());
         shard.on_link(NOW);
         assert_eq!(told(&mut shard, &[INFO, "PONG\r\n"]).lines().nth(2), Some("SUB changed group 1"));
+        assert_eq!(told(&mut shard, &["PONG\r\n"]), "");
+        assert!(matches!(shard.notices().drain(..).next(), Some(Notice::Ready)));
         shard
     }
 
@@ -536,7 +596,7 @@ mod tests {
             hello.starts_with("CONNECT {\"verbose\":false,") && hello.ends_with("}\r\nPING\r\n"),
             "{hello}"
         );
-        assert_eq!(told(&mut shard, &["PONG\r\n"]), "SUB changed group 1\r\nSUB send group 2\r\n");
+        assert_eq!(told(&mut shard, &["PONG\r\n"]), "SUB changed group 1\r\nSUB send group 2\r\nPING\r\n");
     }
 
     #[test]
@@ -547,6 +607,7 @@ mod tests {
         shard.on_link(NOW);
         let again = told(&mut shard, &[INFO, "PONG\r\n"]);
         assert!(again.ends_with(DIGEST), "{again}");
+        told(&mut shard, &["PONG\r\n"]);
         assert_eq!((told(&mut shard, &["PONG\r\n"]).as_str(), shard.unsettled()), ("", 0));
         shard.on_link(NOW);
         assert!(!told(&mut shard, &[INFO, "PONG\r\n"]).contains("PUB"));
@@ -668,6 +729,37 @@ mod tests {
         shard.on_link(NOW);
         let fault = shard.receive(b"INFO {\"max_payload\":1024}\r\n", NOW).expect_err("it is too small");
         assert_eq!(fault.to_string(), "expected a server with max_payload of at least 3272 bytes, got 1024");
+    }
+
+    #[test]
+    fn a_digest_that_the_server_refuses_is_not_delivered() {
+        let mut shard = ready(1);
+        told(&mut shard, &[&change("ann", "disk"), &request("ann")]);
+        let refused = "-ERR 'Permissions Violation for Publish to \"digest\"'\r\nPONG\r\n";
+        let fault = shard.receive(refused.as_bytes(), NOW).expect_err("it cannot be done without");
+        assert_eq!(fault.to_string(), "server refused: Permissions Violation for Publish to \"digest\"");
+        assert_eq!(shard.unsettled(), 1);
+    }
+
+    #[test]
+    fn a_dead_letter_that_the_server_refuses_can_be_done_without() {
+        let mut shard = ready(1);
+        told(&mut shard, &["-ERR 'Permissions Violation for Publish to \"rejected\"'\r\n"]);
+        assert!(matches!(shard.notices().pop(), Some(Notice::Refused(_))));
+    }
+
+    #[test]
+    fn memory_for_what_is_not_proved_is_bounded_also_with_a_link() {
+        let mut shard = Shard::new(ShardId(0), 1, ShardConfig { unsettled_bytes_max: 1, ..config() });
+        shard.on_link(NOW);
+        told(&mut shard, &[INFO, "PONG\r\n", "PONG\r\n"]);
+        told(&mut shard, &[&change("ann", "disk"), &change("bob", "disk"), &request("ann"), &request("bob")]);
+        let bad = msg(1, "{");
+        assert_eq!(told(&mut shard, &[&bad, &bad]).matches("HPUB rejected").count(), 2);
+        assert_eq!((shard.unsettled.len(), shard.postponed.len(), shard.counters().unproved), (1, 1, 2));
+        assert!(told(&mut shard, &["PONG\r\n"]).contains("\"bob\""));
+        told(&mut shard, &["PONG\r\n"]);
+        assert_eq!(shard.unsettled(), 0);
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Probe {
     fn new(nats: &NatsArgs, timeout: Duration) -> Result<Self> {
         let subjects = nats.subjects().map_err(anyhow::Error::msg)?;
         let mut failure = None;
-        for server in &nats.server {
+        for server in &nats.servers().map_err(anyhow::Error::msg)? {
             let client = connect(server, nats.connect_timeout)
                 .and_then(|socket| Client::new(socket.into(), nats.session("alarm-digest verify", timeout)));
             match client {

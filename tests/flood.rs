@@ -1,6 +1,7 @@
 //! A million changes as fast as the server takes them: no alarm is lost, and memory stays within what the alarms need.
 //! A program of its own, since it wants the machine for itself.
 
+#[allow(dead_code, reason = "the program uses the rest")]
 #[path = "../src/client.rs"]
 mod client;
 #[allow(dead_code, reason = "the other tests use the rest")]

@@ -35,9 +35,9 @@ pub struct SessionConfig {
     pub handshake_max: Duration,
     /// Quiet for so long: we send a PING.
     pub ping_interval: Duration,
-    /// Nothing heard for so long, or nothing written although there is output: the server counts as gone. Above
-    /// `ping_interval`.
-    pub silence_max: Duration,
+    /// A PING is unanswered and nothing heard for so long, or nothing could be written for so long although there is
+    /// output: the server counts as gone.
+    pub answer_max: Duration,
     /// The least `max_payload`, in bytes, of a server that we can work with.
     pub max_payload_at_least: u64,
 }
@@ -77,6 +77,8 @@ pub struct Session {
     passed: u64,
     started_at: Duration,
     heard_at: Duration,
+    /// When the last fence was sent.
+    asked_at: Duration,
     /// When output last began to wait, or last shrank.
     progress_at: Duration,
 }
@@ -104,6 +106,7 @@ impl Session {
             passed: 0,
             started_at: now,
             heard_at: now,
+            asked_at: now,
             progress_at: now,
         }
     }
@@ -148,10 +151,11 @@ impl Session {
                 Ok(())
             };
         }
-        if quiet >= config.silence_max {
+        let unanswered = now.saturating_sub(self.asked_at.max(self.heard_at));
+        if self.passed < self.fences && unanswered >= config.answer_max {
             return Err(Fault::Silent { lasted: quiet });
         }
-        if !self.output().is_empty() && now.saturating_sub(self.progress_at) >= config.silence_max {
+        if !self.output().is_empty() && now.saturating_sub(self.progress_at) >= config.answer_max {
             return Err(Fault::Stalled { bytes: self.output().len() });
         }
         if quiet >= config.ping_interval && self.passed == self.fences {
@@ -215,7 +219,8 @@ impl Session {
         encode::publish_with_headers(&mut self.output, subject, None, headers, payload);
     }
 
-    /// Publishes a request: whoever serves `subject` answers to `reply`. The same for headers as above.
+    /// Publishes a request: whoever serves `subject` answers to `reply`, which is to be subscribed to. For headers see
+    /// [`publish_with_headers`](Self::publish_with_headers).
     pub fn publish_for_reply(
         &mut self,
         subject: Subject<'_>,
@@ -256,6 +261,7 @@ impl Session {
         self.begin_output(now);
         encode::ping(&mut self.output);
         self.fences += 1;
+        self.asked_at = now;
         Fence(self.fences)
     }
 
@@ -373,6 +379,8 @@ pub enum Fault {
         /// What we need, in bytes.
         at_least: u64,
     },
+    /// The server refused something that the caller cannot do without, in its own words.
+    Refused(String),
     /// The server wants TLS, which a session does not speak by itself.
     TlsRequired,
 }
@@ -383,6 +391,7 @@ impl fmt::Display for Fault {
             Self::Decode(error) => error.fmt(f),
             Self::Info(error) => write!(f, "expected INFO with a JSON object: {error}"),
             Self::Closed(text) => write!(f, "server closed the connection: {text}"),
+            Self::Refused(text) => write!(f, "server refused: {text}"),
             Self::Unexpected { expected, came } => write!(f, "expected {expected}, got {came}"),
             Self::Handshake { expected, within } => {
                 write!(f, "expected {expected} within {within:?} of connecting, got nothing")
@@ -408,5 +417,150 @@ impl From<DecodeError> for Fault {
 impl From<JsonError> for Fault {
     fn from(error: JsonError) -> Self {
         Self::Info(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INFO: &str = "INFO {\"max_payload\":1048576,\"headers\":true} \r\n";
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn session() -> Session {
+        let config = SessionConfig {
+            connect: ConnectOptions::default(),
+            limits: Limits::client(),
+            handshake_max: seconds(5),
+            ping_interval: seconds(10),
+            answer_max: seconds(20),
+            max_payload_at_least: 1000,
+        };
+        Session::new(config, seconds(100))
+    }
+
+    /// Feeds `bytes` at `now`, cut at every byte; what is to be written, and the events by name.
+    fn told(session: &mut Session, bytes: &str, now: Duration) -> (String, Vec<String>) {
+        let (mut events, mut buffer) = (Vec::new(), Vec::new());
+        for byte in bytes.as_bytes() {
+            session.heard(now);
+            buffer.push(*byte);
+            loop {
+                let (used, event) = session.receive(&buffer).expect("no fault");
+                let event = event.map(|event| alloc::format!("{event:?}"));
+                buffer.drain(..used);
+                match event {
+                    Some(event) => events.push(event.split(' ').next().unwrap_or_default().into()),
+                    None => break,
+                }
+            }
+        }
+        let output = String::from_utf8_lossy(session.output()).into_owned();
+        session.wrote(output.len(), now);
+        (output, events)
+    }
+
+    fn ready() -> Session {
+        let mut session = session();
+        told(&mut session, INFO, seconds(100));
+        assert_eq!(told(&mut session, "PONG\r\n", seconds(100)).1, ["Ready"]);
+        session
+    }
+
+    fn fault(session: &mut Session, bytes: &str) -> String {
+        session.receive(bytes.as_bytes()).expect_err(bytes).to_string()
+    }
+
+    #[test]
+    fn the_handshake_is_info_connect_ping_pong() {
+        let mut session = session();
+        let (output, events) = told(&mut session, INFO, seconds(101));
+        assert!(output.starts_with("CONNECT {") && output.ends_with("}\r\nPING\r\n"), "{output}");
+        assert!(events.is_empty() && !session.is_ready());
+        assert_eq!(
+            told(&mut session, "PING\r\nPONG\r\n", seconds(101)),
+            ("PONG\r\n".into(), alloc::vec!["Ready".into()])
+        );
+        assert!(session.is_ready());
+    }
+
+    #[test]
+    fn fences_pass_in_order_and_only_when_there_are_some() {
+        let mut session = ready();
+        assert_eq!((session.fence(seconds(101)), session.fence(seconds(101))), (Fence(2), Fence(3)));
+        assert_eq!(
+            told(&mut session, "PONG\r\nPONG\r\n", seconds(101)).1,
+            ["Passed(Fence(2))", "Passed(Fence(3))"]
+        );
+        assert_eq!(fault(&mut session, "PONG\r\n"), "expected no PONG without a PING, got PONG");
+    }
+
+    #[test]
+    fn a_quiet_server_is_asked_and_a_silent_one_given_up() {
+        let mut session = ready();
+        session.on_time(seconds(109)).expect("not quiet for long");
+        assert!(session.output().is_empty());
+        session.on_time(seconds(110)).expect("asks");
+        assert_eq!(told(&mut session, "", seconds(110)).0, "PING\r\n");
+        session.on_time(seconds(129)).expect("may still answer");
+        assert_eq!(
+            session.on_time(seconds(130)).expect_err("silent").to_string(),
+            "expected an answer to PING, heard nothing for 30s"
+        );
+    }
+
+    #[test]
+    fn a_pause_of_our_own_is_not_the_servers_silence() {
+        let mut session = ready();
+        session.on_time(seconds(1000)).expect("nobody was asked");
+        assert_eq!(told(&mut session, "PONG\r\n", seconds(1001)).0, "PING\r\n");
+        session.on_time(seconds(1005)).expect("it has answered");
+    }
+
+    #[test]
+    fn a_server_that_does_not_read_is_given_up_and_one_that_reads_slowly_is_not() {
+        let mut session = ready();
+        let subject = Subject::new("a").expect("a valid subject");
+        session.publish(subject, &[b'x'; 1000], seconds(200));
+        for now in [210, 225, 240] {
+            session.heard(seconds(now));
+            session.wrote(1, seconds(now));
+            session.on_time(seconds(now)).expect("it reads");
+        }
+        session.heard(seconds(260));
+        let fault = session.on_time(seconds(260)).expect_err("it does not read");
+        assert_eq!(fault.to_string(), "expected the server to read, but 1009 bytes still wait");
+    }
+
+    #[test]
+    fn a_server_that_breaks_the_rules_is_a_fault_that_names_them() {
+        for (bytes, expected) in [
+            ("PING\r\n", "expected INFO, got PING"),
+            ("MSG a 1 0\r\n\r\n", "expected INFO, got MSG"),
+            (
+                "INFO {\"max_payload\":999}\r\n",
+                "expected a server with max_payload of at least 1000 bytes, got 999",
+            ),
+            (
+                "INFO {\"max_payload\":1000,\"tls_required\":true}\r\n",
+                "expected a server without TLS, got one that requires it",
+            ),
+            ("-ERR 'Authorization Violation'\r\n", "server closed the connection: Authorization Violation"),
+        ] {
+            assert_eq!(fault(&mut session(), bytes), expected);
+        }
+        let late = |at| session().on_time(seconds(at)).map_err(|fault| fault.to_string());
+        assert_eq!(late(104), Ok(()));
+        assert_eq!(late(105), Err("expected INFO within 5s of connecting, got nothing".into()));
+    }
+
+    #[test]
+    fn a_refusal_that_keeps_the_connection_is_an_event() {
+        let (_, events) =
+            told(&mut ready(), "-ERR 'Permissions Violation for Publish to \"x\"'\r\n", seconds(101));
+        assert_eq!(events, ["Refused(Permissions"]);
     }
 }

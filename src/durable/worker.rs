@@ -96,6 +96,8 @@ pub struct Worker {
     config: WorkerConfig,
     names: CheckedNames,
     link: Option<Session>,
+    /// When this has passed, the server has read our subscriptions.
+    subscribed: Option<Fence>,
     jetstream: JetStream<Tag>,
     pulls: [Pull; PULLS],
     /// When each pull may ask again, after it was told to pause.
@@ -190,6 +192,7 @@ impl Worker {
         Self {
             names,
             link: None,
+            subscribed: None,
             pulls,
             jetstream,
             paused_until: [Duration::ZERO; PULLS],
@@ -211,13 +214,12 @@ impl Worker {
     }
 
     fn on_ready(&mut self, now: Duration) {
-        self.counters.connected += 1;
-        self.notices.push(Notice::Ready);
         let link = self.link.as_mut().expect("it just told that it is ready");
         self.jetstream.subscribe(link, now);
         for pull in &mut self.pulls {
             pull.subscribe(link, now);
         }
+        self.subscribed = Some(link.fence(now));
     }
 
     fn on_message(&mut self, message: &Message<'_>, now: Duration) {
@@ -591,10 +593,16 @@ impl Logic for Worker {
                     self.drain = Drain::Done
                 }
                 Some(Event::Ready) => self.on_ready(now),
+                Some(Event::Passed(fence)) if self.subscribed == Some(fence) => {
+                    self.counters.connected += 1;
+                    self.notices.push(Notice::Ready);
+                }
                 Some(Event::Passed(_) | Event::Info) => {}
                 Some(Event::Refused(text)) => {
                     self.counters.refused += 1;
-                    self.notices.push(Notice::Refused(text.to_string()));
+                    if self.rejections.may_say(now) {
+                        self.notices.push(Notice::Refused(text.to_string()));
+                    }
                 }
             }
         }
@@ -618,7 +626,7 @@ impl Logic for Worker {
         self.evict();
         let is_reading = self.takes_bytes();
         let Some(link) = &mut self.link else { return Ok(()) };
-        if !is_reading && link.output().is_empty() {
+        if !is_reading {
             link.heard(now);
         }
         link.on_time(now)

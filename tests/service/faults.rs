@@ -195,6 +195,56 @@ fn sigterm_in_the_middle_of_traffic_finishes_what_has_arrived() {
 }
 
 #[test]
+fn a_quiet_server_that_lives_is_left_alone() {
+    on_each_server(|binary| {
+        let server = Server::start(binary).expect("a server");
+        let service = service(&server, &["--cpus", "0", "--ping-interval", "300ms"]);
+        std::thread::sleep(Duration::from_secs(4));
+        assert!(!service.log().contains("disconnected"), "{}", service.log());
+    });
+}
+
+#[test]
+fn what_came_while_the_service_was_stopped_is_not_lost() {
+    on_each_server(|binary| {
+        let server = Server::start(binary).expect("a server");
+        let mut service = service(&server, &["--cpus", "0", "--ping-interval", "300ms"]);
+        service.suspend().expect("it runs");
+        let mut listener = Listener::new(&server);
+        let users: Vec<String> = (0..1000).map(|number| format!("user {number}")).collect();
+        users.iter().for_each(|user| listener.publish(&change(user, "disk", "WARNING", &at(1))));
+        listener.flush();
+        std::thread::sleep(Duration::from_secs(2));
+        service.resume().expect("it runs");
+        let untold = |listener: &Listener| -> Vec<&str> {
+            users.iter().map(String::as_str).filter(|user| !listener.told.contains_key(*user)).collect()
+        };
+        listener.ask_until(untold, |listener| listener.told.len() == users.len());
+    });
+}
+
+#[test]
+fn a_digest_that_the_server_refuses_is_told_once_it_may_be() {
+    on_each_server(|binary| {
+        let denied = "users: [{user: a, password: a, permissions: {publish: {deny: [AlarmDigest]}}}, {user: b, password: b}]";
+        let config = format!("authorization {{ {denied} }}\nno_auth_user: a");
+        let server = Server::builder(binary).config(&config).start().expect("a server");
+        let mut service = service(&server, &["--cpus", "0"]);
+        let mut listener = Listener::new(&server);
+        listener.publish(&change("ann", "disk", "WARNING", &at(1)));
+        listener.flush();
+        std::thread::sleep(Duration::from_millis(200));
+        listener.ask("ann");
+        listener.flush();
+        service.wait_for_line("server refused: Permissions Violation for Publish", SOON).expect("it says so");
+        service.signal(Signal::TERM).expect("it runs");
+        service.signal(Signal::TERM).expect("it runs");
+        assert_eq!(exit_code(&mut service), 1, "it was not delivered\n{}", service.log());
+        assert!(service.log().contains("1 publications were not proved"), "{}", service.log());
+    });
+}
+
+#[test]
 fn a_second_signal_stops_at_once_and_says_what_is_left() {
     on_each_server(|binary| {
         let mut server = Server::start(binary).expect("a server");

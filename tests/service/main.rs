@@ -1,5 +1,6 @@
 //! The program against real servers. Ports are chosen free, every wait has a deadline, and what fails shows its logs.
 
+#[allow(dead_code, reason = "the program uses the rest")]
 #[path = "../../src/client.rs"]
 mod client;
 mod contract;

@@ -2,16 +2,15 @@
 
 use std::process::Command;
 
-use nats_server_fixture::{Process, Server, Signal, find};
+use nats_server_fixture::{Process, Server, Signal, eventually, find};
 
 use crate::world::{SOON, exit_code, on_each_server, program};
 
-/// A port that nothing listens on: it is taken from a server that is gone.
-fn dead_url() -> String {
+/// A server that is gone, and keeps its port from others.
+fn dead_server() -> Server {
     let mut server = Server::start(&find().expect("a nats-server")).expect("a server");
-    let url = server.url();
     server.kill();
-    url
+    server
 }
 
 fn refused(command: &Command, expected_code: i32, said: &[&str]) {
@@ -32,7 +31,7 @@ fn wrong_arguments_are_refused_with_what_was_expected() {
         &["expected --cpus to name CPUs that this process may use", "got 999"],
     );
     refused(&program(&["--cpus", "x"]), 2, &["expected CPU numbers below 1024 like 0,2-3, got `x`"]);
-    refused(&program(&["--server", "http://x"]), 2, &["expected nats://HOST:PORT, got scheme `http`"]);
+    refused(&program(&["--server", "http://x"]), 1, &["expected nats://HOST:PORT, got scheme `http`"]);
     refused(&program(&["--subject-send", "a b"]), 2, &["--subject-send"]);
     refused(&program(&["--subject-send", "AlarmDigest"]), 1, &["expected four different subjects"]);
     refused(&program(&["--retention", "soon"]), 2, &["--retention"]);
@@ -88,7 +87,8 @@ fn a_server_that_is_not_there_yet_is_waited_for() {
 
 #[test]
 fn a_service_that_waits_for_a_server_stops_when_asked_to() {
-    let mut service = Process::spawn(&program(&["--server", &dead_url()])).expect("it starts");
+    let server = dead_server();
+    let mut service = Process::spawn(&program(&["--server", &server.url()])).expect("it starts");
     service.wait_for_line("cannot connect", SOON).expect("it says so");
     service.signal(Signal::INT).expect("it runs");
     assert_eq!(exit_code(&mut service), 0, "{}", service.log());
@@ -96,18 +96,17 @@ fn a_service_that_waits_for_a_server_stops_when_asked_to() {
 
 #[test]
 fn no_wait_ends_when_no_server_answers() {
-    refused(
-        &program(&["--no-wait", "--server", &dead_url()]),
-        1,
-        &["expected a server that answers", "refused"],
-    );
+    let server = dead_server();
+    let arguments = ["--no-wait", "--server", &server.url()];
+    refused(&program(&arguments), 1, &["expected a server that answers", "refused"]);
 }
 
 #[test]
 fn the_second_of_two_servers_is_used_when_the_first_is_not_there() {
     on_each_server(|binary| {
         let server = Server::start(binary).expect("a server");
-        let servers = format!("{},{}", dead_url(), server.url());
+        let dead = dead_server();
+        let servers = format!("{},{}", dead.url(), server.url());
         let mut service = Process::spawn(program(&[]).env("NATS_URL", servers)).expect("it starts");
         let line = service.wait_for_line("all cores are connected", SOON).expect("it connects");
         assert!(line.contains(&server.addr().to_string()), "{line}");
@@ -132,5 +131,42 @@ fn the_log_is_quiet_and_can_be_json() {
             })
             .collect();
         assert_eq!(messages, ["started", "draining", "stopped"]);
+    });
+}
+
+#[test]
+fn a_password_in_a_url_is_not_repeated() {
+    let mut service =
+        Process::spawn(&program(&["--server", "nats://user:secret@localhost"])).expect("it starts");
+    assert_eq!(exit_code(&mut service), 1);
+    assert!(service.log().contains("credentials") && !service.log().contains("secret"), "{}", service.log());
+}
+
+#[test]
+fn a_core_that_cannot_run_ends_the_service() {
+    let server = Server::start(&find().expect("a nats-server")).expect("a server");
+    // Enough open files for one executor and not for two.
+    let script = r#"ulimit -n 12 && exec "$0" --cpus 0,0 --server "$1""#;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_alarm-digest"), &server.url()]);
+    let mut service = Process::spawn(&shell).expect("it starts");
+    assert_ne!(exit_code(&mut service), 0, "{}", service.log());
+}
+
+#[test]
+fn a_log_that_cannot_be_written_does_not_stop_the_service() {
+    on_each_server(|binary| {
+        let server = Server::builder(binary).monitoring().start().expect("a server");
+        let script = r#"exec "$0" --server "$1" 2>/dev/full"#;
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script, env!("CARGO_BIN_EXE_alarm-digest"), &server.url()]);
+        let mut service = Process::spawn(&shell).expect("it starts");
+        let is_subscribed =
+            || server.monitor("/connz?subs=1").is_ok_and(|text| text.contains("SendAlarmDigest"));
+        eventually(SOON, "the service's subscriptions", is_subscribed);
+        let mut verify = Process::spawn(&program(&["verify", "--server", &server.url()])).expect("it starts");
+        assert_eq!(exit_code(&mut verify), 0, "{}", verify.log());
+        service.signal(Signal::TERM).expect("it runs");
+        assert_eq!(exit_code(&mut service), 0);
     });
 }

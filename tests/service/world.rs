@@ -66,7 +66,7 @@ pub fn try_connect(server: &Server) -> std::io::Result<Client> {
         limits: Limits::client(),
         handshake_max: SOON,
         ping_interval: SOON,
-        silence_max: SOON * 2,
+        answer_max: SOON * 2,
         max_payload_at_least: 0,
     };
     Client::new(std::net::TcpStream::connect(server.addr())?, config)
