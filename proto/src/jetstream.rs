@@ -19,7 +19,8 @@
 //! - `kv`: [`Bucket`] and [`Key`], put and get with revisions
 //! - `pull`: [`Pull`], messages on request, and every status a server ends or keeps a request with
 //! - `ack`: [`AckSubject`] and [`Ack`]
-//! - `manage`: streams and consumers, their configurations and how two of them differ
+//! - `config`: [`StreamConfig`] and [`ConsumerConfig`], what we want, and how what is there differs
+//! - `manage`: making, asking for and deleting streams and consumers
 //!
 //! Never: sockets, clocks, randomness, retries, push consumers, ordered consumers, the object store.
 //!
@@ -27,6 +28,7 @@
 //! nats-server 2.9.10 and 2.15.1.
 
 mod ack;
+mod config;
 mod kv;
 mod manage;
 mod pull;
@@ -44,11 +46,14 @@ use crate::session::Session;
 use crate::{Header, HeaderBlock, Headers, Message, NameError, Sid, Subject, SubjectFilter, scan};
 
 pub use ack::{Ack, AckSubject};
+pub use config::{
+    AckPolicy, ConfigMap, ConsumerConfig, DeliverPolicy, Difference, Discard, Republish, Retention, Storage,
+    StreamConfig,
+};
 pub use kv::{Bucket, Key};
 pub use manage::{
-    AccountInfo, AckPolicy, ApiLevel, ClusterInfo, ConfigMap, ConsumerAction, ConsumerConfig, ConsumerInfo,
-    Deleted, DeliverPolicy, Difference, Discard, Limits, Purged, Release, Republish, Retention, SequencePair,
-    Storage, StreamConfig, StreamInfo, StreamState,
+    AccountInfo, ApiLevel, ClusterInfo, ConsumerAction, ConsumerInfo, Deleted, Limits, Purged, Release,
+    SequencePair, StreamInfo, StreamState,
 };
 pub use pull::{Delivery, Next, Pull, PullRequest, PullStatus, Pulled, Status};
 pub use reply::{ApiError, Failure, Marker, PubAck, Stored};
@@ -187,7 +192,8 @@ impl<T: Copy> JetStream<T> {
         self.pending.forget()
     }
 
-    /// Sends any request: `headers` and payload to `subject`, the reply to us.
+    /// Sends any request: `headers` and payload to `subject`, the reply to us. If the account may not publish to
+    /// `subject`, the session tells it as [`Event::Refused`](crate::session::Event::Refused), and no reply comes.
     pub fn request(
         &mut self,
         session: &mut Session,
@@ -205,10 +211,11 @@ impl<T: Copy> JetStream<T> {
         request
     }
 
-    /// Sends a request to the API: `path` is what follows the prefix, such as `STREAM.LEADER.STEPDOWN.orders`.
+    /// Sends a request to the API. The parts of `path` follow the prefix and a dot, joined as they are:
+    /// `["STREAM.LEADER.STEPDOWN.", stream]`.
     ///
     /// # Panics
-    /// If `path` is not a [`Subject`].
+    /// If that is not a [`Subject`].
     pub fn call(
         &mut self,
         session: &mut Session,
@@ -451,4 +458,192 @@ impl core::error::Error for TooLarge {}
 /// At most the first 64 bytes of something that came, for an error.
 fn excerpt(bytes: &[u8]) -> String {
     bytes[..bytes.len().min(64)].escape_ascii().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::SessionConfig;
+    use crate::{ConnectOptions, Limits};
+
+    const MOMENT: Duration = Duration::from_secs(1);
+
+    /// A session of which only the output matters.
+    pub(super) fn session() -> Session {
+        let config = SessionConfig {
+            connect: ConnectOptions::default(),
+            limits: Limits::client(),
+            handshake_max: MOMENT,
+            ping_interval: MOMENT,
+            silence_max: MOMENT * 2,
+            max_payload_at_least: 0,
+        };
+        Session::new(config, Duration::ZERO)
+    }
+
+    fn jetstream() -> JetStream<char> {
+        JetStream::new(Subject::new("_INBOX.a").unwrap(), 5)
+    }
+
+    /// Sends one request for each of `tags`, one second apart.
+    fn ask(jetstream: &mut JetStream<char>, tags: &str) {
+        let mut session = session();
+        let subject = Subject::new("s").unwrap();
+        for (second, tag) in tags.chars().enumerate() {
+            jetstream.request(&mut session, subject, None, b"", tag, MOMENT * second as u32);
+        }
+    }
+
+    /// The tag that a reply to `subject` finds.
+    fn answer(jetstream: &mut JetStream<char>, subject: &str) -> Option<char> {
+        let message =
+            Message { subject: subject.as_bytes(), sid: b"5", reply: None, headers: None, payload: b"" };
+        jetstream.on_message(&message).map(|reply| reply.tag)
+    }
+
+    #[test]
+    fn replies_find_their_requests_in_any_order_and_once() {
+        let mut jetstream = jetstream();
+        ask(&mut jetstream, "abcde");
+        for (subject, tag) in [
+            ("_INBOX.a.3", Some('d')),
+            ("_INBOX.a.1", Some('b')),
+            ("_INBOX.a.1", None),
+            ("_INBOX.a.0", Some('a')),
+            ("_INBOX.a.0", None),
+            ("_INBOX.a.5", None),
+            ("_INBOX.a.99999999999999999999", None),
+            ("_INBOX.a.x", None),
+            ("_INBOX.a.", None),
+            ("_INBOX.a", None),
+            ("_INBOX.b.2", None),
+            ("_INBOX.a.4", Some('e')),
+            ("_INBOX.a.2", Some('c')),
+        ] {
+            assert_eq!(answer(&mut jetstream, subject), tag, "{subject}");
+        }
+        assert_eq!(jetstream.waiting(), 0);
+        ask(&mut jetstream, "f");
+        let other = Message { subject: b"_INBOX.a.5", sid: b"6", reply: None, headers: None, payload: b"" };
+        assert!(jetstream.on_message(&other).is_none());
+        assert_eq!(answer(&mut jetstream, "_INBOX.a.5"), Some('f'));
+    }
+
+    #[test]
+    fn requests_expire_in_their_order_and_then_have_no_reply() {
+        let mut jetstream = jetstream();
+        assert_eq!(jetstream.expired(MOMENT * 99, MOMENT), None);
+        ask(&mut jetstream, "abcd");
+        assert_eq!(answer(&mut jetstream, "_INBOX.a.1"), Some('b'));
+        assert_eq!(jetstream.oldest_sent_at(), Some(Duration::ZERO));
+        assert_eq!(jetstream.expired(MOMENT * 4, MOMENT * 5), None);
+        assert_eq!(jetstream.expired(MOMENT * 7, MOMENT * 5), Some((RequestId(0), 'a')));
+        assert_eq!(jetstream.expired(MOMENT * 7, MOMENT * 5), Some((RequestId(2), 'c')));
+        assert_eq!(jetstream.expired(MOMENT * 7, MOMENT * 5), None);
+        assert_eq!(answer(&mut jetstream, "_INBOX.a.2"), None);
+        assert_eq!((jetstream.waiting(), jetstream.oldest_sent_at()), (1, Some(MOMENT * 3)));
+    }
+
+    #[test]
+    fn a_new_connection_knows_no_old_request() {
+        let mut jetstream = jetstream();
+        ask(&mut jetstream, "abc");
+        answer(&mut jetstream, "_INBOX.a.1");
+        assert_eq!(jetstream.forget().collect::<Vec<_>>(), [(RequestId(0), 'a'), (RequestId(2), 'c')]);
+        assert_eq!(jetstream.waiting(), 0);
+        ask(&mut jetstream, "d");
+        let _ = jetstream.forget(); // not looked at, and forgotten all the same
+        let mut session = session();
+        jetstream.subscribe(&mut session, MOMENT);
+        assert_eq!(session.output(), b"SUB _INBOX.a.* 5\r\n");
+        ask(&mut jetstream, "e");
+        assert_eq!(
+            ["_INBOX.a.0", "_INBOX.a.2", "_INBOX.a.3"].map(|old| answer(&mut jetstream, old)),
+            [None; 3]
+        );
+        assert_eq!(answer(&mut jetstream, "_INBOX.a.4"), Some('e'));
+    }
+
+    #[test]
+    fn what_is_sent_is_what_the_server_expects() {
+        let check = |send: &dyn Fn(&mut JetStream<char>, &mut Session) -> RequestId, expected: &str| {
+            for (prefix, api) in [(None, "$JS.API"), (Some("hub"), "$JS.hub.API")] {
+                let (mut jetstream, mut session) = (jetstream(), session());
+                if let Some(domain) = prefix {
+                    jetstream = jetstream.with_domain(Name::new(domain).unwrap());
+                }
+                send(&mut jetstream, &mut session);
+                let put = if prefix.is_some() { "$JS.hub.API.$KV" } else { "$KV" };
+                let expected = expected.replace("API", api).replace("PUT", put).replace('\n', "\r\n");
+                assert_eq!(core::str::from_utf8(session.output()), Ok(&*expected));
+            }
+        };
+        let bucket = Bucket::new("b").unwrap();
+        let key = Key::new("k").unwrap();
+        check(
+            &|js, session| js.kv_put(session, &bucket, key, b"v", None, 'a', MOMENT).unwrap(),
+            "PUB PUT.b.k _INBOX.a.0 1\nv\n",
+        );
+        check(
+            &|js, session| js.kv_put(session, &bucket, key, b"v", Some(7), 'a', MOMENT).unwrap(),
+            "HPUB PUT.b.k _INBOX.a.0 52 53\nNATS/1.0\nNats-Expected-Last-Subject-Sequence: 7\n\nv\n",
+        );
+        check(
+            &|js, session| js.kv_purge(session, &bucket, key, Some(0), 'a', MOMENT),
+            "HPUB PUT.b.k _INBOX.a.0 91 91\nNATS/1.0\nKV-Operation: PURGE\nNats-Rollup: sub\n\
+             Nats-Expected-Last-Subject-Sequence: 0\n\n\n",
+        );
+        check(
+            &|js, session| js.kv_get_direct(session, &bucket, key, 'a', MOMENT),
+            "PUB API.DIRECT.GET.KV_b.$KV.b.k _INBOX.a.0 0\n\n",
+        );
+        check(
+            &|js, session| js.kv_get(session, &bucket, key, 'a', MOMENT),
+            "PUB API.STREAM.MSG.GET.KV_b _INBOX.a.0 26\n{\"last_by_subj\":\"$KV.b.k\"}\n",
+        );
+        let id = [Header::new(MESSAGE_ID, "7").unwrap()];
+        let publication = Publication { headers: &id, ..Publication::new(Subject::new("s").unwrap(), b"v") };
+        check(
+            &|js, session| js.publish(session, publication, 'a', MOMENT).unwrap(),
+            "HPUB s _INBOX.a.0 28 29\nNATS/1.0\nNats-Msg-Id: 7\n\nv\n",
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_that_comes_can_hurt(
+            block in "(NATS/1.0( [0-9]{3}( [a-zA-Z ]*)?)?\r\n(Nats-(Subject|Sequence|Pending-Messages): ?[0-9a-z.]*\r\n)*\r\n)?",
+            payload in "(\\{\"(error|stream|message)\":[ -~]{0,40}\\}|[ -~]{0,40})",
+            subject in "(_INBOX\\.a\\.(p3\\.)?[0-9]{0,25}|[ -~]{0,20})",
+            ack in "(\\$JS\\.ACK(\\.[0-9a-z]{0,25}){5,12}|[ -~]{0,20})",
+        ) {
+            let message = Message {
+                subject: subject.as_bytes(),
+                sid: b"5",
+                reply: Some(ack.as_bytes()),
+                headers: Some(Headers::new(block.as_bytes())),
+                payload: payload.as_bytes(),
+            };
+            let mut jetstream = jetstream();
+            ask(&mut jetstream, "abc");
+            jetstream.on_message(&message);
+            let reply = Reply { tag: (), request: RequestId(0), sent_at: MOMENT, message };
+            let _ = (reply.pub_ack(), reply.stored(), reply.confirmed(), reply.decode::<StreamInfo>("a stream"));
+            let name = Name::new("x").unwrap();
+            let mut pull = Pull::new(&jetstream, name, name, 3, 5);
+            pull.request(&mut session(), &PullRequest::new(2, MOMENT), MOMENT);
+            pull.on_message(&message, MOMENT);
+            assert!(pull.owed() <= 2);
+        }
+    }
+
+    #[test]
+    fn names_follow_adr_6() {
+        for name in ["IN", "KV_state", "a-b", "$x", "ä"] {
+            assert!(Name::new(name).is_ok(), "{name}");
+        }
+        for name in ["", "a.b", "a b", "a*", ">", "a/b", "a\\b", "a\n", "\x7f", &"a".repeat(256)] {
+            assert!(Name::new(name).is_err(), "{name}");
+        }
+    }
 }

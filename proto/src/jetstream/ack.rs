@@ -143,3 +143,54 @@ impl<T: Copy> JetStream<T> {
         ack.with_payload(|payload| self.request(session, subject.subject, None, payload, tag, now))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_the_subject_are_read() {
+        let check = |text: &str, expected: Option<(&str, u64, u64)>| {
+            let ack = AckSubject::parse(text.as_bytes());
+            let read = ack.map(|ack| {
+                assert_eq!((ack.stream, ack.consumer), (&b"IN"[..], &b"work"[..]), "{text}");
+                assert_eq!((ack.delivered, ack.consumer_sequence), (3, 5), "{text}");
+                assert_eq!(ack.stored_at, Duration::from_nanos(1_795_508_339_348_976_653), "{text}");
+                assert_eq!(ack.subject().as_bytes(), text.as_bytes());
+                let domain = ack.domain.map_or("-".into(), String::from_utf8_lossy).into_owned();
+                (domain, ack.stream_sequence, ack.pending)
+            });
+            let expected = expected.map(|(domain, sequence, pending)| (domain.into(), sequence, pending));
+            assert_eq!(read, expected, "{text}");
+        };
+        let time = "1795508339348976653";
+        check(&alloc::format!("$JS.ACK.IN.work.3.4.5.{time}.2"), Some(("-", 4, 2)));
+        check(&alloc::format!("$JS.ACK._.hash.IN.work.3.4.5.{time}.2"), Some(("-", 4, 2)));
+        check(&alloc::format!("$JS.ACK.hub.hash.IN.work.3.4.5.{time}.2"), Some(("hub", 4, 2)));
+        check(&alloc::format!("$JS.ACK.hub.hash.IN.work.3.4.5.{time}.2.random.more"), Some(("hub", 4, 2)));
+        // Too few tokens, one that belongs to neither form, none, no number, another subject.
+        check(&alloc::format!("$JS.ACK.IN.work.3.4.5.{time}"), None);
+        check(&alloc::format!("$JS.ACK.hub.IN.work.3.4.5.{time}.2"), None);
+        check(&alloc::format!("$JS.ACK.IN.work.3..5.{time}.2"), None);
+        check(&alloc::format!("$JS.ACK.IN.work.3.-4.5.{time}.2"), None);
+        check(&alloc::format!("$JS.ACK..work.3.4.5.{time}.2"), None);
+        check(&alloc::format!("$JS.FC.IN.work.3.4.5.{time}.2"), None);
+        check("$JS.ACK.", None);
+        check("", None);
+    }
+
+    #[test]
+    fn answers_are_what_the_server_reads() {
+        for (ack, payload) in [
+            (Ack::Done, "+ACK"),
+            (Ack::Again { after: None }, "-NAK"),
+            (Ack::Again { after: Some(Duration::ZERO) }, "-NAK"),
+            (Ack::Again { after: Some(Duration::from_millis(700)) }, r#"-NAK {"delay":700000000}"#),
+            (Ack::Never { reason: None }, "+TERM"),
+            (Ack::Never { reason: Some("no JSON") }, "+TERM no JSON"),
+            (Ack::Working, "+WPI"),
+        ] {
+            assert_eq!(ack.payload(), payload);
+        }
+    }
+}

@@ -269,3 +269,53 @@ impl<T: Copy> JetStream<T> {
         self.subject.extend_from_slice(key.0.as_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_buckets_follow_adr_8() {
+        // text, as a key, as a bucket
+        for (text, is_key, is_bucket) in [
+            ("ann", true, true),
+            ("A_b-9", true, true),
+            ("a.b/c=d", true, false),
+            ("=6162", true, false),
+            ("", false, false),
+            (".a", false, false),
+            ("a.", false, false),
+            ("a..b", false, false),
+            ("a b", false, false),
+            ("*", false, false),
+            ("a.>", false, false),
+            ("ä", false, false),
+            ("a\r\n", false, false),
+        ] {
+            assert_eq!(Key::new(text).is_ok(), is_key, "key {text:?}");
+            assert_eq!(Bucket::new(text).is_ok(), is_bucket, "bucket {text:?}");
+        }
+        assert!(
+            Key::new(&"a".repeat(KEY_BYTES_MAX)).is_ok()
+                && Bucket::new(&"a".repeat(BUCKET_BYTES_MAX)).is_ok()
+        );
+        assert!(Key::new(&"a".repeat(KEY_BYTES_MAX + 1)).is_err());
+        assert!(Bucket::new(&"a".repeat(BUCKET_BYTES_MAX + 1)).is_err());
+    }
+
+    #[test]
+    fn the_longest_names_fit_the_control_line_of_a_server() {
+        let direct_get = "$JS.API.DIRECT.GET.KV_.$KV..".len() + 2 * BUCKET_BYTES_MAX + KEY_BYTES_MAX;
+        assert!("PUB   0\r\n".len() + direct_get + 1024 < crate::Limits::server().line_bytes_max);
+    }
+
+    #[test]
+    fn a_subject_of_the_bucket_has_a_key() {
+        let bucket = Bucket::new("b").unwrap();
+        assert_eq!(bucket.stream().as_str(), "KV_b");
+        assert_eq!(bucket.key(b"$KV.b.a.c").map(|key| key.as_str()), Some("a.c"));
+        for other in [&b"$KV.b."[..], b"$KV.b", b"$KV.bb.a", b"$KV.b.\xff", b""] {
+            assert_eq!(bucket.key(other), None);
+        }
+    }
+}

@@ -58,12 +58,12 @@ pub struct PullRequest {
     pub batch: u64,
     /// The server ends the request after that. Without, it waits for ever and takes up one of the consumer's
     /// `max_waiting`.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::manage::nanos")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::config::nanos")]
     pub expires: Option<Duration>,
     /// The server says that it lives after so long without a message; at most half of `expires`. Without, a server that
     /// is gone, or a consumer that is not there, looks like one without messages. A server that has too many waiting
     /// does not say so to a request with heartbeats: it is silent.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::manage::nanos")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::config::nanos")]
     pub idle_heartbeat: Option<Duration>,
     /// Ends at once with what there is.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
@@ -293,7 +293,7 @@ impl Pull {
             owed: request.batch,
             heartbeat: request.idle_heartbeat.filter(|heartbeat| !heartbeat.is_zero()),
             heard_at: now,
-            ends_at: request.expires.map(|expires| now + expires),
+            ends_at: request.expires.map(|expires| now.saturating_add(expires)),
         });
     }
 
@@ -381,5 +381,154 @@ impl Pull {
             open => *open = None,
         }
         Pulled::Delivery(delivery)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::*;
+    use crate::jetstream::tests::session;
+
+    #[test]
+    fn every_status_has_its_meaning() {
+        use Next::*;
+        use PullStatus::*;
+        for (line, kind, next) in [
+            ("100 Idle Heartbeat", Heartbeat, Wait),
+            ("100", Heartbeat, Wait),
+            ("100 FlowControl Request", FlowControl, Wait),
+            ("400 Bad Request", BadRequest, Fix),
+            ("400 Bad Request - heartbeat value too large", BadRequest, Fix),
+            ("404 No Messages", NoMessages, AskAgain),
+            ("408 Request Timeout", Expired, AskAgain),
+            ("408 Interest Expired", InterestExpired, Pause),
+            ("408 Requests Pending", RequestsPending, Pause),
+            ("409 Exceeded MaxWaiting", TooManyWaiting, Pause),
+            ("409 Exceeded MaxRequestBatch of 10", AboveLimit, Fix),
+            ("409 Exceeded MaxRequestExpires of 2s", AboveLimit, Fix),
+            ("409 Exceeded MaxRequestMaxBytes of 1024", AboveLimit, Fix),
+            ("409 Message Size Exceeds MaxBytes", MessageTooLarge, Fix),
+            ("409 Batch Completed", BatchCompleted, AskAgain),
+            ("409 Consumer Deleted", ConsumerDeleted, Create),
+            ("409 Consumer is push based", PushBased, Fix),
+            ("409 Leadership Change", LeadershipChange, Pause),
+            ("409 leadership change", LeadershipChange, Pause),
+            ("409 Server Shutdown", ServerShutdown, Pause),
+            ("409 Something Else", Unknown, Pause),
+            ("409", Unknown, Pause),
+            ("412 Required Api Level", ApiLevel, Fix),
+            ("423 Nats-Wrong-Pin-Id", WrongPin, AskAgain),
+            ("423 Nats-Pin-Id mismatch", WrongPin, AskAgain),
+            ("429 Too Many Requests", TooManyRequests, Pause),
+            ("503", NoResponders, Pause),
+            ("503 No Responders", NoResponders, Pause),
+            ("599 Of Tomorrow", Unknown, Pause),
+        ] {
+            let (code, description) = line.split_at(3);
+            let status = PullStatus::of(code.parse().unwrap(), description.trim_start().as_bytes());
+            assert_eq!((status, status.next()), (kind, next), "{line}");
+        }
+    }
+
+    /// A pull with one open request for `batch` messages, sent at second 0.
+    fn open(batch: u64) -> Pull {
+        let jetstream = JetStream::<()>::new(Subject::new("_INBOX.a").unwrap(), 1);
+        let mut pull = Pull::new(&jetstream, Name::new("IN").unwrap(), Name::new("work").unwrap(), 3, 7);
+        let mut session = session();
+        pull.subscribe(&mut session, Duration::ZERO);
+        let request = PullRequest::new(batch, Duration::from_secs(10));
+        pull.request(&mut session, &request, Duration::ZERO);
+        let body = alloc::format!(r#"{{"batch":{batch},"expires":10000000000,"idle_heartbeat":5000000000}}"#);
+        let expected = alloc::format!(
+            "SUB _INBOX.a.p3.* 7\r\nPUB $JS.API.CONSUMER.MSG.NEXT.IN.work _INBOX.a.p3.1 {}\r\n{body}\r\n",
+            body.len(),
+        );
+        assert_eq!(
+            session.output().escape_ascii().to_string(),
+            expected.as_bytes().escape_ascii().to_string()
+        );
+        pull
+    }
+
+    const ACK: &str = "$JS.ACK.IN.work.1.2.3.4.5";
+
+    /// What comes of a message at second `at`, and what is owed after it.
+    fn feed(pull: &mut Pull, at: u64, subject: &str, reply: Option<&str>, block: Option<&str>) -> String {
+        let message = Message {
+            subject: subject.as_bytes(),
+            sid: b"7",
+            reply: reply.map(str::as_bytes),
+            headers: block.map(|block| Headers::new(block.as_bytes())),
+            payload: b"",
+        };
+        let pulled = match pull.on_message(&message, Duration::from_secs(at)) {
+            None => "none".to_string(),
+            Some(Pulled::Stray) => "stray".to_string(),
+            Some(Pulled::Delivery(delivery)) => format!("message {}", delivery.ack.stream_sequence),
+            Some(Pulled::Status(status)) if status.is_current => {
+                format!("{:?} {:?}", status.kind, status.unfilled)
+            }
+            Some(Pulled::Status(status)) => format!("old {:?}", status.kind),
+        };
+        format!("{pulled}, {} owed", pull.owed())
+    }
+
+    const EXPIRED: &str =
+        "NATS/1.0 408 Request Timeout\r\nNats-Pending-Messages: 2\r\nNats-Pending-Bytes: 0\r\n\r\n";
+
+    #[test]
+    fn what_is_owed_shrinks_with_messages_and_ends_with_a_status() {
+        let mut pull = open(4);
+        assert_eq!(feed(&mut pull, 1, "in.a", Some(ACK), None), "message 2, 3 owed");
+        let heartbeat = "NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 1\r\n\r\n";
+        assert_eq!(feed(&mut pull, 2, "_INBOX.a.p3.1", None, Some(heartbeat)), "Heartbeat None, 3 owed");
+        // Whoever stores a message with a status in its headers has stored a message.
+        assert_eq!(feed(&mut pull, 3, "in.a", Some(ACK), Some(EXPIRED)), "message 2, 2 owed");
+        assert_eq!(feed(&mut pull, 4, "in.a", None, None), "stray, 2 owed");
+        assert_eq!(feed(&mut pull, 4, "_INBOX.a.p3.1", None, None), "stray, 2 owed");
+        assert_eq!(feed(&mut pull, 5, "_INBOX.a.p3.1", None, Some(EXPIRED)), "Expired Some(2), 0 owed");
+        assert!(!pull.is_open());
+    }
+
+    #[test]
+    fn a_filled_request_is_over() {
+        let mut pull = open(1);
+        assert_eq!(feed(&mut pull, 1, "in.a", Some(ACK), None), "message 2, 0 owed");
+        assert!(!pull.is_open());
+        assert_eq!(feed(&mut pull, 1, "in.a", Some(ACK), None), "message 2, 0 owed");
+        let other = Message { subject: b"in.a", sid: b"8", reply: None, headers: None, payload: b"" };
+        assert!(pull.on_message(&other, Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn silence_is_counted_in_heartbeats() {
+        let seconds = Duration::from_secs;
+        let mut pull = open(2);
+        assert_eq!([0, 4, 5, 9, 10, 15].map(|at| pull.heartbeats_missed(seconds(at))), [0, 0, 1, 1, 2, 3]);
+        assert_eq!(
+            [9, 10, 12].map(|at| pull.overdue(seconds(at))),
+            [None, Some(seconds(0)), Some(seconds(2))]
+        );
+        feed(&mut pull, 9, "in.a", Some(ACK), None);
+        assert_eq!([9, 13, 14].map(|at| pull.heartbeats_missed(seconds(at))), [0, 0, 1]);
+        pull.give_up();
+        assert_eq!((pull.heartbeats_missed(seconds(99)), pull.overdue(seconds(99))), (0, None));
+    }
+
+    #[test]
+    fn the_end_of_a_request_that_was_given_up_does_not_end_the_next() {
+        let mut pull = open(4);
+        pull.give_up();
+        pull.request(&mut session(), &PullRequest::new(4, Duration::from_secs(10)), Duration::from_secs(20));
+        assert_eq!(feed(&mut pull, 21, "_INBOX.a.p3.1", None, Some(EXPIRED)), "old Expired, 4 owed");
+        assert_eq!(feed(&mut pull, 21, "_INBOX.a.p3.2", None, Some(EXPIRED)), "Expired Some(2), 0 owed");
+    }
+
+    #[test]
+    #[should_panic = "at most one request open"]
+    fn two_requests_need_two_pulls() {
+        open(1).request(&mut session(), &PullRequest::new(1, Duration::from_secs(10)), Duration::ZERO);
     }
 }

@@ -114,17 +114,17 @@ impl ApiError {
     }
 
     /// No room: the stream's `max_bytes` or `max_msgs` with discard new (10077), the server's `max_file_store` or
-    /// memory (10023, and 10047 where a stream is created), the account's share (10002, 10028). Goes away when something
-    /// is deleted.
+    /// memory (10023, and 10047 or 10028 where a stream is created), the account's share (10002). Goes away when
+    /// something is deleted.
     #[must_use]
     pub const fn is_full(&self) -> bool {
         matches!(self.err_code, 10077 | 10023 | 10047 | 10002 | 10028)
     }
 
-    /// There is no such stream (10059), consumer (10014), or message (10037).
+    /// There is no such stream (10059), consumer (10014, or 10149 for an update), or message (10037).
     #[must_use]
     pub const fn is_not_found(&self) -> bool {
-        matches!(self.err_code, 10059 | 10014 | 10037)
+        self.is_stream_not_found() || self.is_consumer_not_found() || self.is_message_not_found()
     }
 
     /// There is no such stream.
@@ -136,7 +136,7 @@ impl ApiError {
     /// There is no such consumer.
     #[must_use]
     pub const fn is_consumer_not_found(&self) -> bool {
-        self.err_code == 10014
+        matches!(self.err_code, 10014 | 10149)
     }
 
     /// There is no such message.
@@ -255,10 +255,11 @@ impl<'a, T> Reply<'a, T> {
     pub fn stored(&self) -> Result<Option<Stored<'a>>, Failure> {
         match direct(&self.message) {
             Some(result) => result,
-            None => match self.decode::<MessageGet<'_>>("a stored message") {
-                Ok(get) => get.message.stored().map(Some),
-                Err(Failure::Api(error)) if error.is_message_not_found() => Ok(None),
-                Err(failure) => Err(failure),
+            None => match self.read::<MessageGet<'_>>("a stored message")? {
+                MessageGet { error: Some(error), .. } if error.is_message_not_found() => Ok(None),
+                MessageGet { error: Some(error), .. } => Err(error.into()),
+                MessageGet { message: Some(message), .. } => message.stored().map(Some),
+                MessageGet { .. } => Err(self.malformed("a stored message")),
             },
         }
     }
@@ -279,15 +280,21 @@ impl<'a, T> Reply<'a, T> {
     /// # Errors
     /// [`Failure`]: it was not done.
     pub fn decode<D: Deserialize<'a>>(&self, expected: &'static str) -> Result<D, Failure> {
-        let json = self.message.payload;
-        if json.is_empty() {
-            return Err(status(&self.message, expected));
+        match self.read::<Envelope>(expected)?.error {
+            Some(error) => Err(error.into()),
+            None => self.read(expected),
         }
-        let malformed = |_| Failure::Malformed { expected, came: excerpt(json) };
-        match serde_json::from_slice::<Envelope>(json).map_err(malformed)?.error {
-            Some(error) => Err(Failure::Api(error)),
-            None => serde_json::from_slice(json).map_err(malformed),
+    }
+
+    fn read<D: Deserialize<'a>>(&self, expected: &'static str) -> Result<D, Failure> {
+        match self.message.payload {
+            b"" => Err(status(&self.message, expected)),
+            json => serde_json::from_slice(json).map_err(|_| self.malformed(expected)),
         }
+    }
+
+    fn malformed(&self, expected: &'static str) -> Failure {
+        Failure::Malformed { expected, came: excerpt(self.message.payload) }
     }
 }
 
@@ -346,8 +353,9 @@ fn direct<'a>(message: &Message<'a>) -> Option<Result<Option<Stored<'a>>, Failur
 
 #[derive(Deserialize)]
 struct MessageGet<'a> {
+    error: Option<ApiError>,
     #[serde(borrow)]
-    message: StoredJson<'a>,
+    message: Option<StoredJson<'a>>,
 }
 
 /// Source: nats-server, server/store.go, `StoredMsg`.
@@ -414,4 +422,202 @@ const fn sextet(byte: u8) -> Option<u32> {
         _ => return None,
     };
     Some(value as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use core::time::Duration;
+
+    use super::*;
+    use crate::jetstream::RequestId;
+
+    fn reply<'a>(headers: Option<&'a str>, payload: &'a str) -> Reply<'a, ()> {
+        let headers = headers.map(|block| Headers::new(block.as_bytes()));
+        let payload = payload.as_bytes();
+        let message = Message { subject: b"_INBOX.a.1", sid: b"1", reply: None, headers, payload };
+        Reply { tag: (), request: RequestId(1), sent_at: Duration::ZERO, message }
+    }
+
+    fn text(result: Result<String, Failure>) -> String {
+        match result {
+            Ok(text) => text,
+            Err(Failure::Api(error)) => error.err_code.to_string(),
+            Err(failure) => failure.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_publish_is_acknowledged_or_not() {
+        let check = |headers: Option<&str>, payload: &str, expected: &str| {
+            let ack = reply(headers, payload).pub_ack();
+            let ack = ack.map(|ack| {
+                let domain = ack.domain.as_deref().unwrap_or("-");
+                alloc::format!("{} {} {} {domain}", ack.stream, ack.sequence, ack.duplicate)
+            });
+            assert_eq!(text(ack), expected, "{payload}");
+        };
+        check(None, r#"{"stream":"S","seq":2}"#, "S 2 false -");
+        check(None, r#"{"stream":"S", "seq":18446744073709551615}"#, "S 18446744073709551615 false -");
+        check(None, r#"{"stream":"S","seq":2,"duplicate": true}"#, "S 2 true -");
+        check(None, r#"{"stream":"S","seq":2,"domain":"hub","of":[1]}"#, "S 2 false hub");
+        check(None, r#"{"stream":"a\"b","seq":2}"#, "a\"b 2 false -");
+        check(
+            None,
+            r#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 2"},"stream":"S","seq":0}"#,
+            "10071",
+        );
+        check(
+            Some("NATS/1.0 429 Too Many Requests\r\n\r\n"),
+            r#"{"error":{"code":429,"err_code":10167,"description":"too many requests"},"stream":"S","seq":0}"#,
+            "10167",
+        );
+        check(Some("NATS/1.0 503\r\n\r\n"), "", &Failure::NoResponders.to_string());
+        check(Some("NATS/1.0 408 Late\r\n\r\n"), "", "unexpected status 408 Late");
+        check(None, "", "expected an acknowledgement of a publish, got ``");
+        check(None, "{}", "expected an acknowledgement of a publish, got `{}`");
+        check(
+            None,
+            r#"{"stream":"S","seq":-1}"#,
+            r#"expected an acknowledgement of a publish, got `{\"stream\":\"S\",\"seq\":-1}`"#,
+        );
+    }
+
+    #[test]
+    fn the_short_cut_takes_the_usual_and_leaves_the_rest() {
+        for (json, is_usual) in [
+            (r#"{"stream":"KV_ad_state","seq":123}"#, true),
+            (r#"{"stream":"X", "seq":1}"#, true),
+            (r#"{"stream":"ä","seq":18446744073709551615}"#, true),
+            (r#"{"stream":"X","seq":1,"duplicate":true}"#, false),
+            (r#"{"stream":"X\u0041","seq":1}"#, false),
+            (r#"{"stream":"X","seq":1 }"#, false),
+            (r#"{"stream":"X","seq":18446744073709551616}"#, false),
+            (r#"{"stream":"X","seq":}"#, false),
+            (r#"{"stream":"X","seq":1}}"#, false),
+            (r#"{"stream":"X","#, false),
+            (r#"{"stream":"X"#, false),
+            (r#"{"seq":1,"stream":"X"}"#, false),
+        ] {
+            let usual = usual_pub_ack(json.as_bytes());
+            assert_eq!(usual.is_some(), is_usual, "{json}");
+            if is_usual {
+                assert_eq!(usual, serde_json::from_str(json).ok(), "{json}");
+            }
+        }
+    }
+
+    #[test]
+    fn errors_have_their_kind() {
+        let check = |err_code, expected: &str| {
+            let error = ApiError { code: 400, err_code, description: String::new() };
+            let kinds = [
+                (error.is_wrong_last_sequence(), "cas"),
+                (error.is_full(), "full"),
+                (error.is_not_found(), "none"),
+                (error.is_stream_not_found(), "stream"),
+                (error.is_consumer_not_found(), "consumer"),
+                (error.is_message_not_found(), "message"),
+                (error.is_already_in_use(), "there"),
+                (error.is_subject_taken(), "taken"),
+                (error.is_unknown_field(), "field"),
+                (error.is_for_now(), "later"),
+            ];
+            let kinds: Vec<_> = kinds.iter().filter(|(is, _)| *is).map(|(_, kind)| *kind).collect();
+            assert_eq!(kinds.join(" "), expected, "{err_code}");
+        };
+        check(10071, "cas");
+        check(10164, "cas");
+        for full in [10077, 10023, 10047, 10002, 10028] {
+            check(full, "full");
+        }
+        check(10059, "none stream");
+        check(10014, "none consumer");
+        check(10149, "none consumer");
+        check(10037, "none message");
+        for there in [10058, 10148, 10013] {
+            check(there, "there");
+        }
+        check(10065, "taken");
+        check(10025, "field");
+        for later in [10008, 10158, 10163, 10167] {
+            check(later, "later");
+        }
+        for other in [0, 10012, 10052, 10060, 10099] {
+            check(other, "");
+        }
+        let last = |err_code, description: &str| {
+            ApiError { code: 400, err_code, description: description.into() }.last_sequence()
+        };
+        assert_eq!(last(10071, "wrong last sequence: 17"), Some(17));
+        assert_eq!(last(10164, "wrong last sequence"), None);
+        assert_eq!(last(10071, "wrong last sequence: x"), None);
+        assert_eq!(last(10060, "wrong last sequence: 17"), None);
+    }
+
+    #[test]
+    fn a_stored_message_comes_from_the_leader_or_direct() {
+        let check = |headers: Option<&str>, payload: &str, expected: &str| {
+            let stored = reply(headers, payload).stored();
+            let stored = stored.map(|stored| {
+                let Some(stored) = stored else {
+                    return "none".into();
+                };
+                let header = stored.header("A").unwrap_or(b"-").escape_ascii();
+                let (subject, payload) = (stored.subject.escape_ascii(), stored.payload.escape_ascii());
+                alloc::format!("{} {subject} A={header} {payload} {:?}", stored.sequence, stored.marker())
+            });
+            assert_eq!(text(stored), expected, "{headers:?} {payload}");
+        };
+        let direct = |stored: &str, revision: &str| {
+            alloc::format!(
+                "NATS/1.0\r\n{stored}Nats-Stream: S\r\nNats-Subject: $KV.b.k\r\nNats-Sequence: {revision}\r\n\
+                 Nats-Time-Stamp: 2026-01-01T00:00:00Z\r\n\r\n"
+            )
+        };
+        check(Some(&direct("", "7")), "value", "7 $KV.b.k A=- value None");
+        check(Some(&direct("A: 1\r\nNats-Sequence: 99\r\n", "7")), "", "7 $KV.b.k A=1  None");
+        check(Some(&direct("KV-Operation: DEL\r\n", "7")), "", "7 $KV.b.k A=-  Some(Delete)");
+        check(Some(&direct("KV-Operation: PURGE\r\n", "7")), "", "7 $KV.b.k A=-  Some(Purge)");
+        check(Some(&direct("Nats-Marker-Reason: MaxAge\r\n", "7")), "", "7 $KV.b.k A=-  Some(Server)");
+        check(Some("NATS/1.0 404 Message Not Found\r\n\r\n"), "", "none");
+        check(Some("NATS/1.0 408 Empty Request\r\n\r\n"), "", "unexpected status 408 Empty Request");
+        check(Some("NATS/1.0 503\r\n\r\n"), "", &Failure::NoResponders.to_string());
+        check(Some(&direct("", "x")), "value", "expected a stored message, got `value`");
+
+        let hdrs = "TkFUUy8xLjANCkE6IDENCg0K"; // NATS/1.0, A: 1
+        let json = alloc::format!(
+            r#"{{"type":"t","message":{{"subject":"a.b","seq":3,"hdrs":"{hdrs}","data":"/w==","time":"t"}}}}"#
+        );
+        check(None, &json, "3 a.b A=1 \\xff None");
+        check(None, r#"{"message":{"subject":"a.b","seq":3,"time":"t"}}"#, "3 a.b A=-  None");
+        check(None, r#"{"message":{"subject":"a\u00e4","seq":3,"data":"YQ=="}}"#, "3 a\\xc3\\xa4 A=- a None");
+        check(None, r#"{"message":{"subject":"a","seq":3,"data":"YQ="}}"#, "expected base64, got `YQ=`");
+        check(None, r#"{"error":{"code":404,"err_code":10037,"description":"no message found"}}"#, "none");
+        check(None, r#"{"error":{"code":404,"err_code":10059,"description":"stream not found"}}"#, "10059");
+        check(None, r#"{"type":"t"}"#, r#"expected a stored message, got `{\"type\":\"t\"}`"#);
+    }
+
+    #[test]
+    fn base64_is_that_of_rfc_4648() {
+        for (text, bytes) in [
+            ("", Some(&b""[..])),
+            ("Zg==", Some(b"f")),
+            ("Zm8=", Some(b"fo")),
+            ("Zm9v", Some(b"foo")),
+            ("Zm9vYg==", Some(b"foob")),
+            ("Zm9vYmE=", Some(b"fooba")),
+            ("Zm9vYmFy", Some(b"foobar")),
+            ("+/+/", Some(b"\xfb\xff\xbf")),
+            ("Zg", None),
+            ("Zg=", None),
+            ("Z===", None),
+            ("====", None),
+            ("Zg==Zg==", None),
+            ("Zm8=Zm9v", None),
+            ("Zm9-", None),
+            ("Zm 9v", None),
+        ] {
+            assert_eq!(base64(text.as_bytes()).as_deref(), bytes, "{text}");
+        }
+    }
 }
