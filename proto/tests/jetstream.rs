@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use nats_server_fixture::{Binary, Server, available};
 use nats_wire::jetstream::{
     AccountInfo, Ack, AckPolicy, AckSubject, Bucket, ConsumerAction, ConsumerConfig, ConsumerInfo, Deleted,
-    Difference, Discard, Failure, JetStream, Key, MESSAGE_ID, Marker, Name, Next, Publication, Pull,
-    PullRequest, PullStatus, Pulled, Purged, Release, Reply, Republish, RequestId, Retention, StreamConfig,
-    StreamInfo,
+    DeliverPolicy, Difference, Discard, Failure, JetStream, Key, MESSAGE_ID, Marker, Name, Next, Publication,
+    Pull, PullRequest, PullStatus, Pulled, Purged, Release, Reply, Republish, RequestId, Retention,
+    StreamConfig, StreamInfo,
 };
 use nats_wire::session::{Event, Session, SessionConfig};
 use nats_wire::{ConnectOptions, Header, Limits, Message, Subject};
@@ -664,10 +664,11 @@ fn a_pull_brings_messages_heartbeats_and_its_end() {
 
         // Nothing there: a status, or nothing at all, which the missing heartbeats tell.
         let request = PullRequest::new(1, A_MOMENT);
-        let came = link.pull(&request, A_MOMENT * 2);
+        let tells = release >= Release::new(2, 12, 0);
+        let came = link.pull(&request, if tells { SOON } else { A_MOMENT * 2 });
         let now = link.epoch.elapsed();
         let pull = link.pull.as_mut().expect("there is a pull");
-        if release >= Release::new(2, 12, 0) {
+        if tells {
             assert_eq!(came, [Came::Status(PullStatus::NoResponders)]);
         } else {
             assert_eq!(came, []);
@@ -699,7 +700,7 @@ fn a_consumer_with_too_many_requests_refuses() {
 #[test]
 fn what_is_not_done_comes_again() {
     on_each_server(|link, release| {
-        let ack_wait = Duration::from_millis(800);
+        let ack_wait = Duration::from_secs(2);
         link.queue(ack_wait);
         link.publish(Publication::new(subject("in.a"), b"x")).expect("stored");
         let pull = |link: &mut Link, delivered| {
@@ -735,6 +736,53 @@ fn what_is_not_done_comes_again() {
         link.call::<Deleted>(|js, session, tag, now| js.stream_delete(session, name("IN"), tag, now))
             .expect("it was there");
         assert_eq!(link.confirm(&ack, Ack::Done), Err(Failure::NoResponders));
+    });
+}
+
+#[test]
+fn a_bucket_is_read_whole_through_a_consumer() {
+    on_each_server(|link, _| {
+        let bucket = Bucket::new("state").expect("a valid name");
+        link.call::<StreamInfo>(|js, session, tag, now| {
+            js.stream_create(session, bucket.stream(), &bucket.config(), tag, now)
+        })
+        .expect("a bucket");
+        for text in ["a", "a.1", "a.2", "b.1", "a.1"] {
+            link.put(&bucket, key(text), text.as_bytes(), None).expect("stored");
+        }
+        let config = ConsumerConfig {
+            is_ephemeral: true,
+            deliver_policy: Some(DeliverPolicy::LastPerSubject),
+            filter_subject: Some("$KV.state.a.>".into()),
+            ack_policy: Some(AckPolicy::None),
+            mem_storage: Some(true),
+            num_replicas: Some(1),
+            inactive_threshold: Some(SOON),
+            ..ConsumerConfig::default()
+        };
+        let info: ConsumerInfo = link
+            .call(|js, session, tag, now| {
+                let action = ConsumerAction::CreateOrUpdate;
+                js.consumer_create(session, bucket.stream(), name("dump"), &config, action, tag, now)
+            })
+            .expect("a consumer");
+        assert_eq!(info.num_pending, 2);
+        assert_eq!(config.differences(&info.config), []);
+        assert!(!info.config.contains_key("durable_name"));
+        link.pull_from("KV_state", "dump");
+        let came = link.pull(&PullRequest::new(info.num_pending, SOON), SOON);
+        let keys: Vec<_> = came
+            .iter()
+            .map(|came| match came {
+                Came::Message { subject, ack, .. } => {
+                    let ack = AckSubject::parse(ack.as_bytes()).expect("an ack subject");
+                    let key = bucket.key(subject.as_bytes()).expect("one of the bucket");
+                    (key.as_str(), ack.stream_sequence, ack.pending)
+                }
+                other => panic!("expected a message, came {other:?}"),
+            })
+            .collect();
+        assert_eq!(keys, [("a.2", 3, 1), ("a.1", 5, 0)]);
     });
 }
 
