@@ -1,4 +1,4 @@
-//! A million changes as fast as the server takes them: no alarm is lost, and memory stays within what the alarms need.
+//! A million messages as fast as the server takes them: no alarm is lost, and memory stays within what the alarms need.
 //! A program of its own, since it wants the machine for itself.
 
 #[allow(dead_code, reason = "the program uses the rest")]
@@ -20,6 +20,35 @@ const _: () = assert!(USERS * ALARMS * ROUNDS == 1_000_000);
 
 /// Far above what 50,000 alarms and two cores need, far below what a million messages would.
 const RESIDENT_BYTES_MAX: u64 = 150 << 20;
+
+#[test]
+fn a_flood_of_bad_messages_and_of_requests_stays_in_bounded_memory() {
+    on_each_server(|binary| {
+        let server = Server::start(binary).expect("a server");
+        let mut service = service(&server, &["--cpus", "0", "--unsettled-bytes-max", "8388608"]);
+        let mut publisher = connect(&server);
+        let deadline = Instant::now() + SOON * 3;
+        for number in 0..1_000_000 {
+            if number % 2 == 0 {
+                publisher.publish("AlarmStatusChanged", b"x");
+            } else {
+                publisher.publish("SendAlarmDigest", br#"{"UserID":"ann"}"#);
+            }
+            if number % 2000 == 0 {
+                publisher.write(deadline).expect("the server reads");
+            }
+        }
+        publisher.flush(deadline).expect("the server answers");
+        let mut listener = Listener::new(&server);
+        listener.publish(&change("ann", "disk", "WARNING", &at(1)));
+        listener.ask_until(|_| vec!["ann"], |listener| listener.told_of("ann").len() == 1);
+        let resident = service.usage().expect("it runs").resident_bytes_max;
+        service.signal(Signal::TERM).expect("it runs");
+        assert_eq!(exit_code(&mut service), 0, "{}", service.log());
+        assert!(resident < RESIDENT_BYTES_MAX, "{} MiB\n{}", resident >> 20, service.log());
+        assert!(!service.log().contains("disconnected"), "{}", service.log());
+    });
+}
 
 #[test]
 fn a_flood_of_a_million_alarms_loses_none_in_bounded_memory() {
