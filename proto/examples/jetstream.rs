@@ -59,7 +59,7 @@ impl Link {
             limits: Limits::client(),
             handshake_max: patience,
             ping_interval: patience,
-            silence_max: patience * 3,
+            answer_max: patience,
             max_payload_at_least: 0,
         };
         let session = Session::new(config, Duration::ZERO);

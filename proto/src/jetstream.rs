@@ -475,7 +475,7 @@ mod tests {
             limits: Limits::client(),
             handshake_max: MOMENT,
             ping_interval: MOMENT,
-            silence_max: MOMENT * 2,
+            answer_max: MOMENT * 2,
             max_payload_at_least: 0,
         };
         Session::new(config, Duration::ZERO)

@@ -72,7 +72,7 @@ impl Link {
             limits: Limits::client(),
             handshake_max: SOON,
             ping_interval: SOON,
-            silence_max: SOON * 2,
+            answer_max: SOON * 2,
             max_payload_at_least: 0,
         };
         let mut link = Self {
