@@ -2,28 +2,33 @@
 //!
 //! Never: reconnecting, threads, a decision about what is sent when.
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use alarm_digest::config::NatsArgs;
 use nats_wire::session::{Event, Fence, Session, SessionConfig};
-use nats_wire::{ConnectOptions, Limits, Message, QueueGroup, Sid, Subject, SubjectFilter};
+use nats_wire::{ConnectOptions, Limits, Message, QueueGroup, ReceiveBuffer, Sid, Subject, SubjectFilter};
 
 /// For handshakes and fences: a server under flood may let them wait behind all that it has buffered.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// One read takes up to so many bytes; nats-server writes at most 64 KiB at a time.
-const READ_BYTES: usize = 64 * 1024;
+/// The first server that the arguments name.
+///
+/// # Errors
+/// When they name none, or it has no address.
+pub fn address(nats: &NatsArgs) -> io::Result<SocketAddr> {
+    let servers = nats.servers().map_err(io::Error::other)?;
+    let first = servers.first().ok_or_else(|| io::Error::other("expected a server"))?;
+    let mut addresses = (first.host.as_str(), first.port).to_socket_addrs()?;
+    addresses.next().ok_or_else(|| io::Error::other(format!("{first} has no address")))
+}
 
 /// A connection whose handshake is over.
-///
-/// `buffer[start..end]` came from the socket and is not used yet.
 pub struct Connection {
     stream: TcpStream,
     session: Session,
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
+    buffer: ReceiveBuffer,
     passed: Fence,
     epoch: Instant,
 }
@@ -42,15 +47,13 @@ impl Connection {
             limits: Limits::client(),
             handshake_max: ANSWER_WITHIN,
             ping_interval: ANSWER_WITHIN,
-            silence_max: ANSWER_WITHIN * 2,
+            answer_max: ANSWER_WITHIN * 2,
             max_payload_at_least: 0,
         };
         let mut connection = Self {
             stream,
             session: Session::new(config, Duration::ZERO),
-            buffer: vec![0; READ_BYTES],
-            start: 0,
-            end: 0,
+            buffer: ReceiveBuffer::new(Limits::client()),
             passed: Fence(0),
             epoch: Instant::now(),
         };
@@ -122,16 +125,11 @@ impl Connection {
     /// The socket's, the codec's, or the server's own word.
     pub fn read(&mut self, mut on_message: impl FnMut(&Message<'_>)) -> io::Result<usize> {
         self.write()?;
-        self.buffer.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
-        if self.end == self.buffer.len() {
-            self.buffer.resize(self.buffer.len() * 2, 0);
-        }
-        match self.stream.read(&mut self.buffer[self.end..]) {
+        match self.buffer.read_from(&mut self.stream) {
             Ok(0) => {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"));
             }
-            Ok(bytes) => self.end += bytes,
+            Ok(_) => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 return Ok(0);
             }
@@ -141,11 +139,13 @@ impl Connection {
         loop {
             let (used, event) = self
                 .session
-                .receive(&self.buffer[self.start..self.end])
+                .receive(self.buffer.unused())
                 .map_err(|fault| io::Error::other(fault.to_string()))?;
-            self.start += used;
             match event {
-                None => return Ok(messages),
+                None => {
+                    self.buffer.consume(used);
+                    return Ok(messages);
+                }
                 Some(Event::Message(message)) => {
                     messages += 1;
                     on_message(&message);
@@ -156,6 +156,7 @@ impl Connection {
                 }
                 Some(Event::Ready | Event::Info) => {}
             }
+            self.buffer.consume(used);
         }
     }
 

@@ -3,14 +3,13 @@
 //!
 //! Never: JSON, an answer to anybody but the load tool, which asks how many messages there were.
 
-use std::net::ToSocketAddrs;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use alarm_digest::config::{NatsArgs, RunArgs};
 use alarm_digest_benches::load::{SINK_ASK, SINK_COUNT};
 use alarm_digest_benches::machine;
-use alarm_digest_benches::wire::Connection;
-use anyhow::{Context, Result};
+use alarm_digest_benches::wire::{Connection, address};
+use anyhow::Result;
 use clap::Parser;
 
 /// Takes the service's arguments, and leaves out most of what they ask for.
@@ -46,9 +45,7 @@ fn main() -> Result<()> {
 
 fn read(cli: &Cli, core: usize, cpu: &[usize], cores: usize) -> Result<()> {
     machine::pin_thread(cpu)?;
-    let server = cli.nats.server.first().context("expected a server")?;
-    let server =
-        (server.host.as_str(), server.port).to_socket_addrs()?.next().context("expected an address")?;
+    let server = address(&cli.nats)?;
     let mut link = Connection::open(server, "floor", None)?;
     link.subscribe(&cli.nats.subject_changed, Some(&cli.run.queue_group), 1);
     link.subscribe(&cli.nats.subject_send, Some(&cli.run.queue_group), 2);

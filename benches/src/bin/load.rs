@@ -2,14 +2,14 @@
 //!
 //! Never: starting server or implementation. `compare` does that.
 
-use std::net::ToSocketAddrs;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use alarm_digest::config::NatsArgs;
 use alarm_digest_benches::load::{Job, Shape, Target, measure};
+use alarm_digest_benches::wire::address;
 use alarm_digest_benches::workload::Skew;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 /// Loads a running implementation of the alarm digest over NATS, measures it and checks off every alarm.
@@ -93,9 +93,7 @@ enum What {
 
 fn main() -> Result<ExitCode> {
     let Cli { what, nats, shape } = Cli::parse();
-    let server = nats.server.first().context("expected a server")?;
-    let server =
-        (server.host.as_str(), server.port).to_socket_addrs()?.next().context("expected an address")?;
+    let server = address(&nats)?;
     let clock = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
     let target = Target {
         server,

@@ -86,7 +86,8 @@ fn main() -> Result<ExitCode> {
 
 async fn serve(nats: &NatsArgs, run: &RunArgs, workers: usize, connections: usize) -> Result<()> {
     let subjects = nats.subjects().map_err(anyhow::Error::msg)?;
-    let server = nats.server.first().context("expected a server")?.to_string();
+    let servers = nats.servers().map_err(anyhow::Error::msg)?;
+    let server = servers.first().context("expected a server")?.to_string();
     let (stop, stopped) = watch::channel(false);
     let mut clients = Vec::new();
     for _ in 0..connections {

@@ -18,6 +18,7 @@ use alarm_digest::config::Server;
 use alarm_digest::logic::{Counters, Logic, Notice};
 use alarm_digest::mesh::Mesh;
 use alarm_digest::shard::{Mail, Shard, ShardId};
+use nats_wire::{Limits, ReceiveBuffer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
@@ -28,7 +29,7 @@ use crate::stop::{Stage, Stop};
 
 /// As in the service's driver.
 const TICK: Duration = Duration::from_secs(1);
-const READ_BYTES: usize = 64 * 1024;
+const LIVED_LONG: Duration = Duration::from_secs(5);
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 
 /// What all drivers share.
@@ -53,15 +54,13 @@ pub struct Report {
 
 /// One shard's driver.
 ///
-/// `buffer[start..end]` came from the socket and is not used yet; all of `buffer` is initialised.
+/// `buffer` holds what came from the socket and is not used yet.
 pub struct Driver {
     id: ShardId,
     shard: Shard,
     common: Arc<Common>,
     link: Link,
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
+    buffer: ReceiveBuffer,
     /// The last read or decode found everything used: only a read can bring more.
     is_dry: bool,
     inbox: Vec<Mail>,
@@ -69,6 +68,7 @@ pub struct Driver {
     /// None until the first turn, which is the first moment inside a runtime.
     timer: Option<Pin<Box<Sleep>>>,
     attempts: u32,
+    ready_at: Option<Duration>,
     server_next: usize,
     has_been_ready: bool,
     idle_since: Option<Instant>,
@@ -78,7 +78,10 @@ enum Link {
     /// None: at once.
     Waiting(Option<Pin<Box<Sleep>>>),
     Connecting(Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>),
-    Up(TcpStream),
+    Up {
+        stream: TcpStream,
+        is_mute: bool,
+    },
 }
 
 impl Driver {
@@ -89,14 +92,13 @@ impl Driver {
             server_next: id.0,
             common,
             link: Link::Waiting(None),
-            buffer: vec![0; READ_BYTES],
-            start: 0,
-            end: 0,
+            buffer: ReceiveBuffer::new(Limits::client()),
             is_dry: true,
             inbox: Vec::new(),
             epoch: Instant::now(),
             timer: None,
             attempts: 0,
+            ready_at: None,
             has_been_ready: false,
             idle_since: None,
         }
@@ -142,8 +144,8 @@ impl Driver {
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = self.epoch.elapsed();
         let mut did = self.poll_stop(cx, now);
-        did |= self.poll_time(cx, now);
         did |= self.poll_link(cx, now);
+        did |= self.poll_time(cx, now);
         did |= self.poll_mail_in(cx);
         self.shard.finish_turn(now);
         did |= self.poll_write(cx, now);
@@ -187,8 +189,8 @@ impl Driver {
             Link::Connecting(opening) => match opening.as_mut().poll(cx) {
                 Poll::Pending => false,
                 Poll::Ready(Ok(stream)) => {
-                    self.link = Link::Up(stream);
-                    (self.start, self.end, self.is_dry) = (0, 0, true);
+                    self.link = Link::Up { stream, is_mute: false };
+                    (self.buffer, self.is_dry) = (ReceiveBuffer::new(Limits::client()), true);
                     self.shard.on_link(now);
                     true
                 }
@@ -197,7 +199,7 @@ impl Driver {
                     true
                 }
             },
-            Link::Up(_) => self.poll_read(cx, now),
+            Link::Up { .. } => self.poll_read(cx, now),
         }
     }
 
@@ -215,8 +217,8 @@ impl Driver {
                 }
             }
         }
-        match self.shard.receive(&self.buffer[self.start..self.end], now) {
-            Ok(used) => self.start += used,
+        match self.shard.receive(self.buffer.unused(), now) {
+            Ok(used) => self.buffer.consume(used),
             Err(fault) => {
                 self.lose_link(&fault);
                 return true;
@@ -227,23 +229,15 @@ impl Driver {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Link::Up(stream) = &mut self.link else { unreachable!("only a link that is up is read") };
-        self.buffer.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
-        if self.end == self.buffer.len() {
-            self.buffer.resize(self.buffer.len() * 2, 0);
-        } else if self.end < READ_BYTES && self.buffer.len() > READ_BYTES {
-            self.buffer.truncate(READ_BYTES);
-            self.buffer.shrink_to_fit();
-        }
-        let mut space = ReadBuf::new(&mut self.buffer[self.end..]);
+        let Link::Up { stream, .. } = &mut self.link else { unreachable!("only a link that is up is read") };
+        let mut space = ReadBuf::new(self.buffer.space());
         ready!(Pin::new(stream).poll_read(cx, &mut space))?;
         match space.filled().len() {
             0 => {
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "server closed the connection")))
             }
             bytes => {
-                self.end += bytes;
+                self.buffer.filled(bytes);
                 Poll::Ready(Ok(()))
             }
         }
@@ -261,13 +255,14 @@ impl Driver {
 
     fn poll_write(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
         let mut did = false;
-        while let Link::Up(stream) = &mut self.link
+        while let Link::Up { stream, is_mute } = &mut self.link
             && !self.shard.output().is_empty()
         {
             match Pin::new(stream).poll_write(cx, self.shard.output()) {
+                _ if *is_mute => self.shard.wrote(self.shard.output().len(), now),
                 Poll::Pending => break,
                 Poll::Ready(Ok(bytes)) => self.shard.wrote(bytes, now),
-                Poll::Ready(Err(error)) => self.lose_link(&error),
+                Poll::Ready(Err(_)) => *is_mute = true,
             }
             did = true;
         }
@@ -301,6 +296,11 @@ impl Driver {
     }
 
     fn lose_link(&mut self, why: &dyn std::fmt::Display) {
+        self.say_notices();
+        let lived = self.ready_at.take().map(|ready_at| self.epoch.elapsed().saturating_sub(ready_at));
+        if lived.is_some_and(|lived| lived >= LIVED_LONG) {
+            self.attempts = 0;
+        }
         let attempt = self.attempts + 1;
         if attempt.is_power_of_two() {
             warn!(core = self.id.0, server = %self.server(), attempt, "no connection: {why}");
@@ -327,7 +327,7 @@ impl Driver {
         for notice in std::mem::take(self.shard.notices()) {
             match notice {
                 Notice::Ready => {
-                    self.attempts = 0;
+                    self.ready_at = Some(self.epoch.elapsed());
                     if !std::mem::replace(&mut self.has_been_ready, true) {
                         (self.common.on_first_ready)(self.server());
                     } else {

@@ -63,7 +63,7 @@ fn main() -> Result<ExitCode> {
     };
     let cores = cpus.len();
     let common = Arc::new(Common {
-        servers: cli.nats.server.clone(),
+        servers: cli.nats.servers().map_err(anyhow::Error::msg)?,
         connect_timeout: cli.nats.connect_timeout,
         reconnect_delay_max: cli.run.reconnect_delay_max,
         spin: cli.run.spin,
