@@ -532,7 +532,7 @@ mod tests {
         }
         session.heard(seconds(260));
         let fault = session.on_time(seconds(260)).expect_err("it does not read");
-        assert_eq!(fault.to_string(), "expected the server to read, but 1009 bytes still wait");
+        assert_eq!(fault.to_string(), "expected the server to read, but 1011 bytes still wait");
     }
 
     #[test]
@@ -561,6 +561,6 @@ mod tests {
     fn a_refusal_that_keeps_the_connection_is_an_event() {
         let (_, events) =
             told(&mut ready(), "-ERR 'Permissions Violation for Publish to \"x\"'\r\n", seconds(101));
-        assert_eq!(events, ["Refused(Permissions"]);
+        assert_eq!(events, ["Refused(ErrText('Permissions"]);
     }
 }

@@ -61,6 +61,10 @@ pub fn connect(server: &Server) -> Client {
 }
 
 pub fn try_connect(server: &Server) -> std::io::Result<Client> {
+    try_connect_to(server.addr())
+}
+
+pub fn try_connect_to(addr: std::net::SocketAddr) -> std::io::Result<Client> {
     let config = SessionConfig {
         connect: ConnectOptions { name: "test".into(), ..ConnectOptions::default() },
         limits: Limits::client(),
@@ -69,7 +73,7 @@ pub fn try_connect(server: &Server) -> std::io::Result<Client> {
         answer_max: SOON * 2,
         max_payload_at_least: 0,
     };
-    Client::new(std::net::TcpStream::connect(server.addr())?, config)
+    Client::new(std::net::TcpStream::connect(addr)?, config)
 }
 
 /// An instant so many seconds into 2026.

@@ -12,14 +12,14 @@ mod rules;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use alarm_digest::alarm::{AlarmId, Change, Command, Condition, Timestamp, UserId};
+use alarm_digest::alarm::{AlarmId, Command, Condition, Timestamp, UserId};
 use alarm_digest::logic::Logic;
-use alarm_digest::message::{decode_change, decode_request};
+use alarm_digest::message::decode_change;
 use alarm_digest::shard::{Mail, Shard, ShardConfig, ShardId, Subjects, owner};
 use fastrand::Rng;
 use nats_wire::session::SessionConfig;
 use nats_wire::{ClientOp, ConnectOptions, Limits, ServerDecoder, Sid, Step, Subject, encode};
-use oracle::Oracle;
+use oracle::{Oracle, parse_digest};
 
 const SEEDS: u64 = 10_000;
 
@@ -490,21 +490,4 @@ impl Connection {
         self.to_client.extend(bytes);
         self.sent += bytes.len() as u64;
     }
-}
-
-/// Reads a digest by turning each alarm of it into the change that it tells of.
-fn parse_digest(payload: &[u8]) -> (UserId, Vec<(AlarmId, Condition)>) {
-    let digest: serde_json::Value = serde_json::from_slice(payload).expect("a digest is JSON");
-    let Ok(Command::SendDigest(user)) = decode_request(payload) else { panic!("a digest has a UserID") };
-    let alarm = |alarm: &serde_json::Value| {
-        let change = serde_json::json!({
-            "AlarmID": alarm["AlarmID"], "UserID": digest["UserID"],
-            "Status": alarm["Status"], "ChangedAt": alarm["LatestChangedAt"],
-        });
-        match decode_change(change.to_string().as_bytes()) {
-            Ok(Command::Apply(Change { alarm, condition, .. })) => (alarm, condition),
-            other => panic!("not an alarm: {other:?}"),
-        }
-    };
-    (user, digest["ActiveAlarms"].as_array().expect("an array").iter().map(alarm).collect())
 }

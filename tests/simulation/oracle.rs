@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use alarm_digest::alarm::{AlarmId, Change, Condition, Digest, UserId};
+use alarm_digest::alarm::{AlarmId, Change, Command, Condition, Digest, UserId};
+use alarm_digest::message::{decode_change, decode_request};
 
 /// Every change that ever was, and what the last digest told of each alarm.
 #[derive(Default)]
@@ -80,4 +81,21 @@ impl Oracle {
         let changes = &self.changes[&(user.clone(), alarm.clone())];
         changes.iter().any(|condition| *condition > told && condition.status() != told.status())
     }
+}
+
+/// Reads a digest by turning each alarm of it into the change that it tells of.
+pub fn parse_digest(payload: &[u8]) -> (UserId, Vec<(AlarmId, Condition)>) {
+    let digest: serde_json::Value = serde_json::from_slice(payload).expect("a digest is JSON");
+    let Ok(Command::SendDigest(user)) = decode_request(payload) else { panic!("a digest has a UserID") };
+    let alarm = |alarm: &serde_json::Value| {
+        let change = serde_json::json!({
+            "AlarmID": alarm["AlarmID"], "UserID": digest["UserID"],
+            "Status": alarm["Status"], "ChangedAt": alarm["LatestChangedAt"],
+        });
+        match decode_change(change.to_string().as_bytes()) {
+            Ok(Command::Apply(Change { alarm, condition, .. })) => (alarm, condition),
+            other => panic!("not an alarm: {other:?}"),
+        }
+    };
+    (user, digest["ActiveAlarms"].as_array().expect("an array").iter().map(alarm).collect())
 }
