@@ -4,15 +4,18 @@
 //! So an implementation that stalls is charged for all that would have been sent meanwhile (no coordinated omission).
 //! All messages are encoded before the clock starts.
 //!
-//! How do we know that all is done? By a **barrier**: [`BARRIER_USERS`] users get a change before the load and a request
+//! How do we know that all is done? By a **barrier**: some hundred users get a change before the load and a request
 //! after it. A server hands on one publisher's messages in order, to each member of a queue group at random; so when
 //! all of these have their digests, every member has read past the load, and so has every owner of users.
 //!
 //! Never: a runtime, a library other than the project's own codec, a look at which implementation it is.
 
-use std::borrow::Cow;
+mod check;
+mod latency;
+mod observer;
+mod sender;
+
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -21,19 +24,15 @@ use alarm_digest::shard::Subjects;
 use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use hdrhistogram::Histogram;
-use serde::Deserialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
-use crate::ledger::Ledger;
 use crate::machine::{Machine, Reading};
 use crate::report::{Report, histogram, micros};
 use crate::wire::Connection;
 use crate::workload::{Encoded, Ids, Pattern, Sampler, Skew, Texts};
 
-/// Enough that each pair of the member that reads and the owner that answers is among them, for up to some eight of
-/// each.
-const BARRIER_USERS: u32 = 256;
+use check::CHECKED_USERS_MAX;
+use observer::Observer;
+use sender::{Pace, send};
 
 /// How long the observer waits in one read before it looks whether it is to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -47,9 +46,6 @@ const ASK_BARRIER_EVERY: Duration = Duration::from_secs(2);
 
 /// Time between all being connected and the first message, so that what the start left behind is done.
 const SETTLE: Duration = Duration::from_millis(100);
-
-/// Users asked for in one go when alarms are checked off.
-const CHECKED_AT_ONCE: usize = 500;
 
 /// Where a sink is asked how many messages it has read, and where it answers.
 pub const SINK_ASK: &str = "Floor.ask";
@@ -148,17 +144,6 @@ struct Load {
     observer: Observer,
 }
 
-/// How one sender goes about it.
-#[derive(Clone, Copy)]
-enum Pace {
-    AtOnce,
-    /// Message `n` is due at `n * gap`, and goes with the burst at the next multiple of `tick`.
-    Bursts {
-        gap: Duration,
-        tick: Duration,
-    },
-}
-
 impl Load {
     /// Connects, and returns once the implementation answers.
     fn new(target: Target, shape: Shape, pattern: Pattern) -> Result<Self> {
@@ -178,29 +163,18 @@ impl Load {
         };
         let open =
             |name| Connection::open(target.server, name, Some(LOOK_EVERY)).context("cannot connect to NATS");
-        let mut link = open("load observer")?;
-        link.subscribe(&target.subjects.digest, None, DIGEST_SID);
-        if target.is_sink {
-            link.subscribe(SINK_COUNT, None, COUNT_SID);
-        }
-        link.flush().context("subscribing")?;
+        let texts_of_load = texts(seed, alarms, pattern);
         let mut load = Self {
             senders: (0..connections).map(|_| open("load sender")).collect::<Result<_>>()?,
             control: open("load control")?,
-            observer: Observer {
-                link,
-                ledger: Ledger::new(pairs as usize, pattern),
-                texts: texts(seed, alarms, pattern),
-                barrier: Barrier {
-                    texts: texts(seed + 2, 1, Pattern::News),
-                    sent: 0,
-                    told: vec![0; BARRIER_USERS as usize],
-                },
-                echo: None,
-                sink_counted: None,
-                sink_expected: 0,
-            },
-            texts: texts(seed, alarms, pattern),
+            observer: Observer::new(
+                open("load observer")?,
+                &target,
+                pairs,
+                texts_of_load.clone(),
+                texts(seed + 2, 1, Pattern::News),
+            )?,
+            texts: texts_of_load,
             rng: Rng::with_seed(seed),
             shape,
             target,
@@ -230,12 +204,15 @@ impl Load {
         let mut report = self.send_and_wait(&encoded, Pace::Bursts { gap, tick })?;
         let lag = micros(&report.lag, 99.0);
         if lag > 5_000.0 {
-            report.warnings.push(format!("the generator was behind schedule: p99 {:.1} ms", lag / 1e3));
+            report.warnings.push(format!(
+                "the generator was behind schedule: by {:.1} ms at the 99th percentile",
+                lag / 1e3
+            ));
         }
         if report.per_second() < 0.95 * rate {
             report
                 .warnings
-                .push(format!("{:.0} messages per second were done, not {rate:.0}", report.per_second()));
+                .push(format!("the rate was not reached: {:.0}/s of {rate:.0}/s", report.per_second()));
         }
         self.check(CHECKED_USERS_MAX, report)
     }
@@ -260,87 +237,11 @@ impl Load {
             at_first.zip(at_last).map(|(first, last)| (last as f64 - first as f64) / pairs.len() as f64);
         if pairs.len() < 1_000_000 {
             all.warnings.push(
-                "less than a million alarms: buffers and spare room weigh more than they should".into(),
+                "less than a million alarms were held: buffers and spare room weigh more than they should"
+                    .into(),
             );
         }
         self.check(CHECKED_USERS_MAX / 10, all)
-    }
-
-    /// A slot is a moment at which one user is asked for. Half a round before it, the user gets an alarm, so that there
-    /// surely is a digest, which tells by this alarm's count which slot it answers; just before the request, in the
-    /// same write, the user gets another one, which the digest holds if the request did not overtake it.
-    ///
-    /// ```text
-    /// slot            user                round                one write
-    /// n               n % users           n / users            known(n + users/2) fresh(n) request(n)
-    /// ```
-    fn latency(&mut self, rate: f64, time: Duration) -> Result<Report> {
-        ensure!(rate >= 1.0, "expected at least one request per second");
-        let users = u64::from(self.shape.users);
-        let first_known = (0..self.shape.users).map(|user| Message::Change(known_pair(user)));
-        let encoded = self.encode(first_known);
-        self.send_and_wait(&encoded, Pace::AtOnce)?;
-
-        let slots = (rate * time.as_secs_f64()) as u64;
-        let connections = self.senders.len() as u64;
-        let mut writes: Vec<Vec<Encoded>> = (0..connections).map(|_| Vec::new()).collect();
-        let mut messages = 0;
-        for slot in 0..slots {
-            let (user, soon) = ((slot % users) as u32, slot + users / 2);
-            let known = (soon >= users).then(|| Message::Change(known_pair((soon % users) as u32)));
-            let all = known.into_iter().chain([Message::Change(fresh_pair(user)), Message::Request(user)]);
-            let mut write = Encoded::default();
-            all.for_each(|message| self.push(message, &mut write));
-            messages += write.len() as u64;
-            writes[(slot % connections) as usize].push(write);
-        }
-
-        let before = self.look()?;
-        let start = Instant::now() + SETTLE;
-        let due = move |slot: u64| start + Duration::from_secs_f64(slot as f64 / rate);
-        let warm = (rate / 4.0).min(slots as f64 / 4.0) as u64;
-        self.observer.echo = Some(Echo::new(start, rate, users, slots, warm));
-        let stop = AtomicBool::new(false);
-        let (observer, senders) = (&mut self.observer, &mut self.senders);
-        let mut report = Report::empty();
-        let end = thread::scope(|scope| {
-            let observing = scope.spawn(|| {
-                observer.observe(&stop, |observer| observer.echo.as_ref().is_some_and(|echo| echo.left == 0))
-            });
-            let sending: Vec<_> = senders
-                .iter_mut()
-                .zip(&writes)
-                .zip(0u64..)
-                .map(|((sender, writes), at)| {
-                    scope.spawn(move || {
-                        send_each(sender, writes, |number| due(at + number as u64 * connections))
-                    })
-                })
-                .collect();
-            let sent = sending
-                .into_iter()
-                .try_for_each(|sending| report.lag.add(join(sending)?).context("both have the same bounds"));
-            let patience = Instant::now() + Duration::from_secs(1);
-            while sent.is_ok() && !observing.is_finished() && Instant::now() < patience {
-                thread::sleep(LOOK_EVERY);
-            }
-            stop.store(true, Ordering::Release);
-            let end = join(observing)?;
-            sent.map(|()| end)
-        })?;
-        let echo = self.observer.echo.take().expect("it was put there above");
-        report.messages = messages;
-        report.time = end - start;
-        (report.latency, report.missed, report.unanswered) = (echo.latency, echo.missed, echo.left);
-        self.look()?.put_since(&before, &mut report);
-        if report.latency.len() < 1000 {
-            report.warnings.push(format!("only {} latencies were measured", report.latency.len()));
-        }
-        let lag = micros(&report.lag, 99.0);
-        if lag > 1_000.0 {
-            report.warnings.push(format!("the generator was behind schedule: p99 {lag:.0} µs"));
-        }
-        self.check(CHECKED_USERS_MAX, report)
     }
 
     /// Changes of pairs as they are drawn; one message in `requests_every` is a request instead.
@@ -398,13 +299,8 @@ impl Load {
         if self.target.is_sink {
             return Ok(());
         }
-        let barrier = &mut self.observer.barrier;
-        let (count, mut encoded) = (barrier.sent, Encoded::default());
-        barrier.sent += 1;
-        for user in 0..BARRIER_USERS {
-            encoded.push(&self.target.subjects.changed, |out| barrier.texts.change(user, count, out));
-        }
-        self.control.write_encoded(&encoded.bytes)?;
+        let encoded = self.observer.barrier.changes(&self.target.subjects.changed);
+        self.control.write_encoded(&encoded)?;
         Ok(self.control.flush()?)
     }
 
@@ -432,85 +328,12 @@ impl Load {
             let sent = sending
                 .into_iter()
                 .try_for_each(|sending| all_lag.add(join(sending)?).context("both have the same bounds"));
-            let asked = sent.and_then(|()| {
-                let deadline = Instant::now() + DONE_WITHIN;
-                while !observing.is_finished() {
-                    ensure!(Instant::now() < deadline, "not done {DONE_WITHIN:?} after the last message");
-                    if let Some(pid) = target.pid {
-                        Reading::of(pid).context("the implementation has ended")?;
-                    }
-                    if is_sink {
-                        control.publish(SINK_ASK, b"");
-                        control.write()?;
-                        thread::park_timeout(ASK_SINK_EVERY);
-                    } else {
-                        control.write_encoded(&requests)?;
-                        thread::park_timeout(ASK_BARRIER_EVERY);
-                    }
-                }
-                Ok(())
-            });
+            let asked = sent.and_then(|()| ask_until(target, control, &requests, || observing.is_finished()));
             stop.store(true, Ordering::Release);
             let observed = join(observing);
             asked.and(observed).map(|observed| (observed, all_lag))
         })?;
         Ok((start, observed, lag))
-    }
-
-    /// Asks for the users, until all that is owed has been told, and then once more, when nothing must come.
-    fn check(&mut self, users_max: usize, mut report: Report) -> Result<Report> {
-        report.alarms_held = self.observer.ledger.held() as u64;
-        if self.target.is_sink {
-            return Ok(report);
-        }
-        let step = (self.shape.users as usize).div_ceil(users_max);
-        let users: Vec<u32> = (0..self.shape.users).step_by(step).collect();
-        if step > 1 {
-            report.warnings.push(format!("one user in {step} was checked"));
-        }
-        let mut owing = users.clone();
-        for round in 0..4 {
-            if round > 0 {
-                thread::sleep(Duration::from_millis(300));
-            }
-            for users in owing.chunks(CHECKED_AT_ONCE) {
-                self.ask(users)?;
-                let patience = Duration::from_millis(500);
-                self.observer
-                    .read_while(patience, |observer| users.iter().any(|user| observer.owes(*user)))?;
-            }
-            owing.retain(|user| self.observer.owes(*user));
-            let owed = owing.iter().map(|user| self.observer.owed(*user)).sum::<usize>() as u64;
-            let findings = &mut self.observer.ledger.findings;
-            if round == 0 {
-                findings.late = owed;
-            }
-            findings.lost = owed;
-            if owing.is_empty() {
-                break;
-            }
-        }
-        let findings = &mut self.observer.ledger.findings;
-        findings.late -= findings.lost;
-
-        self.begin_barrier()?;
-        thread::sleep(SETTLE);
-        let again = &users[..users.len().min(CHECKED_USERS_MAX / 4)];
-        for users in again.chunks(CHECKED_AT_ONCE) {
-            self.ask(users)?;
-        }
-        self.await_done(&[], Pace::AtOnce).context("asking once more")?;
-        report.findings = self.observer.ledger.findings.clone();
-        Ok(report)
-    }
-
-    fn ask(&mut self, users: &[u32]) -> Result<()> {
-        let mut encoded = Encoded::default();
-        for user in users {
-            encoded.push(&self.target.subjects.send, |out| self.texts.request(*user, out));
-        }
-        self.control.write_encoded(&encoded.bytes)?;
-        Ok(self.control.flush()?)
     }
 
     fn resident(&self) -> Result<Option<u64>> {
@@ -528,8 +351,30 @@ impl Load {
     }
 }
 
-/// Users whose alarms are checked off, at most; of more, every nth.
-const CHECKED_USERS_MAX: usize = 100_000;
+/// Asks whether the load is through, again and again, until `is_done`, which unparks this thread.
+fn ask_until(
+    target: &Target,
+    control: &mut Connection,
+    requests: &[u8],
+    is_done: impl Fn() -> bool,
+) -> Result<()> {
+    let deadline = Instant::now() + DONE_WITHIN;
+    while !is_done() {
+        ensure!(Instant::now() < deadline, "not done {DONE_WITHIN:?} after the last message");
+        if let Some(pid) = target.pid {
+            Reading::of(pid).context("the implementation has ended")?;
+        }
+        if target.is_sink {
+            control.publish(SINK_ASK, b"");
+            control.write()?;
+            thread::park_timeout(ASK_SINK_EVERY);
+        } else {
+            control.write_encoded(requests)?;
+            thread::park_timeout(ASK_BARRIER_EVERY);
+        }
+    }
+    Ok(())
+}
 
 #[derive(Clone, Copy)]
 enum Message {
@@ -537,16 +382,6 @@ enum Message {
     Change(u32),
     /// For this user.
     Request(u32),
-}
-
-/// In the latency measurement, the pair that each user's digest surely tells of.
-fn known_pair(user: u32) -> u32 {
-    user * 2
-}
-
-/// In the latency measurement, the pair that changes just before the request.
-fn fresh_pair(user: u32) -> u32 {
-    user * 2 + 1
 }
 
 /// What was used up to one moment, by all who take part.
@@ -572,269 +407,11 @@ impl Look {
             report.warnings.push(format!("the machine was busy: others had {others:.2} CPUs"));
         }
         if stolen > 0.05 {
-            report.warnings.push(format!("the hypervisor took {stolen:.2} CPUs"));
+            report.warnings.push(format!("the hypervisor took time: {stolen:.2} CPUs"));
         }
         if used.cpu < Duration::from_millis(50) {
-            report.warnings.push(format!("only {:?} of processor time were measured", used.cpu));
+            report.warnings.push(format!("little processor time was measured: {:?}", used.cpu));
         }
-    }
-}
-
-const DIGEST_SID: u64 = 1;
-const COUNT_SID: u64 = 2;
-
-/// Reads what comes and checks it off.
-struct Observer {
-    link: Connection,
-    ledger: Ledger,
-    texts: Texts,
-    barrier: Barrier,
-    echo: Option<Echo>,
-    sink_counted: Option<u64>,
-    sink_expected: u64,
-}
-
-/// The barrier's users, and how far they are.
-struct Barrier {
-    texts: Texts,
-    /// Changes of each of them.
-    sent: u32,
-    /// Counted from one, zero for none.
-    told: Vec<u32>,
-}
-
-impl Barrier {
-    fn is_told(&self) -> bool {
-        self.told.iter().all(|told| *told == self.sent)
-    }
-
-    fn requests(&self, subject: &str) -> Vec<u8> {
-        let mut encoded = Encoded::default();
-        (0..BARRIER_USERS).for_each(|user| encoded.push(subject, |out| self.texts.request(user, out)));
-        encoded.bytes
-    }
-}
-
-/// What the latency measurement knows of its slots.
-struct Echo {
-    start: Instant,
-    rate: f64,
-    users: u64,
-    answered: Vec<bool>,
-    left: u64,
-    /// Slots before this one are for warming up.
-    warm: u64,
-    latency: Histogram<u64>,
-    missed: u64,
-}
-
-impl Echo {
-    fn new(start: Instant, rate: f64, users: u64, slots: u64, warm: u64) -> Self {
-        let answered = vec![false; slots as usize];
-        Self { start, rate, users, answered, left: slots, warm, latency: histogram(), missed: 0 }
-    }
-
-    /// The digest of `user` came at `at`, and told these counts of the two alarms.
-    fn on_digest(&mut self, user: u32, known: Option<u32>, fresh: Option<u32>, at: Instant) {
-        let Some(round) = known else { return };
-        let slot = u64::from(round) * self.users + u64::from(user);
-        let Some(answered) = self.answered.get_mut(slot as usize).filter(|answered| !**answered) else {
-            return;
-        };
-        *answered = true;
-        self.left -= 1;
-        if slot < self.warm {
-            return;
-        }
-        let due = self.start + Duration::from_secs_f64(slot as f64 / self.rate);
-        let nanos = at.saturating_duration_since(due).as_nanos() as u64;
-        self.latency.saturating_record(nanos.max(1));
-        self.missed += u64::from(fresh.is_none_or(|fresh| fresh < round));
-    }
-}
-
-#[derive(Deserialize)]
-struct DigestText<'a> {
-    #[serde(rename = "UserID", borrow)]
-    user: Cow<'a, str>,
-    #[serde(rename = "ActiveAlarms", borrow)]
-    alarms: Vec<AlarmText<'a>>,
-}
-
-#[derive(Deserialize)]
-struct AlarmText<'a> {
-    #[serde(rename = "AlarmID", borrow)]
-    id: Cow<'a, str>,
-    #[serde(rename = "Status", borrow)]
-    status: Cow<'a, str>,
-    #[serde(rename = "LatestChangedAt", borrow)]
-    changed_at: Cow<'a, str>,
-}
-
-impl Observer {
-    /// Reads until `is_done`, and returns when that was, or until `stop`.
-    fn observe(&mut self, stop: &AtomicBool, is_done: impl Fn(&Self) -> bool) -> Result<Instant> {
-        while !is_done(self) && !stop.load(Ordering::Acquire) {
-            self.read()?;
-        }
-        Ok(Instant::now())
-    }
-
-    /// Reads while `is_wanted` and until nothing has come for `patience`.
-    fn read_while(&mut self, patience: Duration, is_wanted: impl Fn(&Self) -> bool) -> Result<()> {
-        let mut deadline = Instant::now() + patience;
-        while is_wanted(self) && Instant::now() < deadline {
-            if self.read()? > 0 {
-                deadline = Instant::now() + patience;
-            }
-        }
-        Ok(())
-    }
-
-    fn read(&mut self) -> Result<usize> {
-        let Self { link, ledger, texts, barrier, echo, sink_counted, .. } = self;
-        // All that one read brought came together.
-        let mut came_at = None;
-        let count = link.read(|message| {
-            let at = *came_at.get_or_insert_with(Instant::now);
-            if message.sid_number() == Some(COUNT_SID) {
-                *sink_counted = std::str::from_utf8(message.payload).ok().and_then(|text| text.parse().ok());
-                return;
-            }
-            if let Err(error) = on_digest(message.payload, at, ledger, texts, barrier, echo.as_mut()) {
-                ledger.wrong(|| format!("{error:#}: {}", message.payload.escape_ascii()));
-            }
-        });
-        count.context("the observer's connection")
-    }
-
-    fn is_counted(&self) -> bool {
-        self.sink_counted.is_some_and(|counted| counted >= self.sink_expected)
-    }
-
-    fn owes(&self, user: u32) -> bool {
-        self.owed(user) > 0
-    }
-
-    fn owed(&self, user: u32) -> usize {
-        let alarms = self.texts.alarms_per_user;
-        (user * alarms..(user + 1) * alarms).filter(|pair| self.ledger.is_owed(*pair)).count()
-    }
-}
-
-fn on_digest(
-    payload: &[u8],
-    at: Instant,
-    ledger: &mut Ledger,
-    texts: &Texts,
-    barrier: &mut Barrier,
-    echo: Option<&mut Echo>,
-) -> Result<()> {
-    let digest: DigestText = serde_json::from_slice(payload).context("expected a digest")?;
-    ensure!(!digest.alarms.is_empty(), "expected no digest when nothing is due");
-    let instant = |alarm: &AlarmText| OffsetDateTime::parse(&alarm.changed_at, &Rfc3339);
-    if let Some(user) = barrier.texts.users.number(&digest.user) {
-        let count =
-            barrier.texts.count(user, instant(&digest.alarms[0])?).context("not an instant we sent")?;
-        let told = barrier.told.get_mut(user as usize).context("not a user of ours")?;
-        *told = (count + 1).max(*told);
-        return Ok(());
-    }
-    // Others may use the server too.
-    let Some(user) = texts.users.number(&digest.user) else { return Ok(()) };
-    let mut last = None;
-    let (mut known, mut fresh) = (None, None);
-    for alarm in &digest.alarms {
-        let pair = texts.alarms.number(&alarm.id).filter(|pair| pair / texts.alarms_per_user == user);
-        let pair = pair.context("not an alarm of this user")?;
-        let changed_at = instant(alarm)?;
-        let place = Some((changed_at, &alarm.id));
-        ensure!(last < place, "expected the oldest first");
-        last = place;
-        let count = texts.count(pair, changed_at).context("not an instant we sent")?;
-        ledger.tell(pair, count, &alarm.status);
-        if echo.is_some() {
-            let which = if pair == known_pair(user) { &mut known } else { &mut fresh };
-            *which = Some(count);
-        }
-    }
-    if let Some(echo) = echo {
-        echo.on_digest(user, known, fresh, at);
-    }
-    Ok(())
-}
-
-/// Sends all, and returns once the server has read it.
-fn send(sender: &mut Connection, encoded: &Encoded, start: Instant, pace: Pace) -> Result<Histogram<u64>> {
-    /// Larger writes would not be faster, and smaller ones would cost us more.
-    const WRITE_BYTES: usize = 64 * 1024;
-    let mut lag = histogram();
-    sleep_until(start);
-    match pace {
-        Pace::AtOnce => {
-            for bytes in encoded.bytes.chunks(WRITE_BYTES) {
-                sender.write_encoded(bytes)?;
-            }
-        }
-        Pace::Bursts { gap, tick } => {
-            need_sharp_timers()?;
-            let mut sent = 0;
-            let mut bursts = 0u32;
-            while sent < encoded.len() {
-                bursts += 1;
-                let due_at = start + tick * bursts;
-                sleep_until(due_at);
-                let due = (due_at - start).as_nanos() / gap.as_nanos().max(1);
-                let to = usize::try_from(due)?.min(encoded.len());
-                if to > sent {
-                    record_lag(&mut lag, due_at);
-                    sender.write_encoded(encoded.range(sent, to))?;
-                    sent = to;
-                }
-            }
-        }
-    }
-    sender.flush()?;
-    Ok(lag)
-}
-
-/// How long before its time a single write is waited for awake: a wake-up takes about as long as what is measured.
-const SPIN: Duration = Duration::from_micros(100);
-
-/// Sends each of `writes` at its own time.
-fn send_each(
-    sender: &mut Connection,
-    writes: &[Encoded],
-    due: impl Fn(usize) -> Instant,
-) -> Result<Histogram<u64>> {
-    need_sharp_timers()?;
-    let mut lag = histogram();
-    for (number, write) in writes.iter().enumerate() {
-        let due = due(number);
-        sleep_until(due.checked_sub(SPIN).unwrap_or(due));
-        while Instant::now() < due {
-            std::hint::spin_loop();
-        }
-        record_lag(&mut lag, due);
-        sender.write_encoded(&write.bytes)?;
-    }
-    sender.flush()?;
-    Ok(lag)
-}
-
-fn record_lag(lag: &mut Histogram<u64>, due: Instant) {
-    lag.saturating_record((due.elapsed().as_nanos() as u64).max(1));
-}
-
-/// By default the kernel may wake a thread 50 µs late, to save power.
-fn need_sharp_timers() -> Result<()> {
-    rustix::thread::set_current_timer_slack(NonZeroU64::new(1)).context("setting the timer slack")
-}
-
-fn sleep_until(due: Instant) {
-    let left = due.saturating_duration_since(Instant::now());
-    if !left.is_zero() {
-        thread::sleep(left);
     }
 }
 

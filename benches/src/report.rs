@@ -38,7 +38,7 @@ pub struct Report {
     pub findings: Findings,
     /// CPUs that others had, and that the hypervisor took.
     pub others: (f64, f64),
-    /// Why these numbers are weak.
+    /// Why these numbers are weak: what it is, a colon, and how much of it.
     pub warnings: Vec<String>,
 }
 

@@ -107,10 +107,25 @@ fn main() -> Result<ExitCode> {
     std::fs::create_dir_all(&out)?;
     std::fs::write(out.join("machine.md"), place)?;
     record.write(&out)?;
+    if !cli.quick {
+        count_instructions(&programs, &out)?;
+    }
     summary::write(&record, &out)?;
     plot::write(&record, &out)?;
     println!("{}\nwritten to {}", std::fs::read_to_string(out.join("summary.md"))?, out.display());
     Ok(if record.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Into the same record; they are the same every time, so once is enough. Without valgrind there are none.
+fn count_instructions(programs: &Path, out: &Path) -> Result<()> {
+    let status = Command::new(programs.join("instructions"))
+        .arg("--out")
+        .arg(out.join("instructions.csv"))
+        .status()?;
+    if !status.success() {
+        println!("no instructions were counted");
+    }
+    Ok(())
 }
 
 /// The directory of the programs to measure. They are built apart, so that no crate of the service gets a feature that

@@ -96,10 +96,8 @@ pub fn median(values: &[f64]) -> f64 {
 
 /// A warning without its numbers, so that those of a kind are counted together.
 fn kind(said: &str) -> &str {
-    if said.starts_with("failed") || said.starts_with("wrong") {
-        return said;
+    match said.split_once(": ") {
+        Some((kind, _)) if kind != "failed" && kind != "wrong" => kind,
+        _ => said,
     }
-    let end = said.find(|c: char| c.is_ascii_digit()).unwrap_or(said.len());
-    let end = if end == 0 { said.len() } else { end };
-    said[..end].trim_end_matches([' ', ':', ','])
 }
