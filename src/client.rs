@@ -110,6 +110,8 @@ impl Client {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 Err(late())
             }
+            // A read with a timeout is not taken up again by itself when a signal comes in between.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             Err(error) => Err(error),
         }
     }

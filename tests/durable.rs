@@ -21,7 +21,7 @@ use alarm_digest::message::decode_change;
 use client::Received;
 use fastrand::Rng;
 use nats_server_fixture::{Binary, Process, Server, Signal};
-use nats_wire::jetstream::{JetStream, Name, Publication, StreamInfo};
+use nats_wire::jetstream::{ConsumerInfo, JetStream, Name, Publication, StreamInfo};
 use nats_wire::{Headers, Message, Subject};
 use oracle::{Oracle, parse_digest};
 use world::{Client, Listener, SOON, at, change, connect, exit_code, on_each_server, program};
@@ -82,7 +82,7 @@ fn bad_messages_are_stored_as_dead_letters_and_leave_the_queue() {
         let service = started(&server);
         let mut stored = Store::connect(&server);
         stored.publish_all(&[("AlarmStatusChanged", b"{".to_vec()), ("SendAlarmDigest", vec![0xff])]);
-        stored.until("AD_IN", |info| info.state.messages == 0);
+        stored.until_drained();
         let letters = stored.read("AD_DEAD");
         let reasons: Vec<_> = letters.iter().map(|letter| header(letter, "Alarm-Digest-Reason")).collect();
         assert!(
@@ -195,9 +195,9 @@ fn chaos(what: &str, fault: impl Fn(&mut World)) {
             .collect();
         let mut stored = Store::connect(&world.server);
         let logs = |world: &World| world.instances.iter().map(Process::log).collect::<String>();
-        stored.until("AD_IN", |info| info.state.messages == 0);
+        stored.until_drained();
         stored.publish_all(&requests);
-        stored.until("AD_IN", |info| info.state.messages == 0);
+        stored.until_drained();
         for digest in stored.read("AD_OUT") {
             let (user, alarms) = parse_digest(&digest.payload);
             oracle
@@ -280,14 +280,22 @@ impl Store {
         serde_json::from_slice(&received.payload).expect("a stream")
     }
 
-    fn until(&mut self, stream: &str, is_so: impl Fn(&StreamInfo) -> bool) {
+    /// Until nothing waits for an instance or in one. The stream's own count is not asked: 2.9.10 may keep messages that
+    /// were acknowledged when it is killed.
+    fn until_drained(&mut self) {
         let deadline = Instant::now() + SOON * 2;
         loop {
-            let info = self.info(stream);
-            if is_so(&info) {
+            let info = self.ask(|jetstream, client| {
+                let (stream, consumer) =
+                    (Name::new("AD_IN").expect("a name"), Name::new("digest").expect("a name"));
+                jetstream.consumer_info(client.session(), stream, consumer, (), Duration::ZERO);
+            });
+            // Just after its start a server may not have found its consumer yet.
+            let info = serde_json::from_slice::<ConsumerInfo>(&info.payload);
+            if info.as_ref().is_ok_and(|info| info.num_pending == 0 && info.num_ack_pending == 0) {
                 return;
             }
-            assert!(Instant::now() < deadline, "{stream} is never as awaited: {:?}", info.state);
+            assert!(Instant::now() < deadline, "the queue is never empty: {info:?}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -327,7 +335,7 @@ impl Store {
     /// Publishes until each message is acknowledged, over as many connections as it takes.
     fn publish_surely(addr: std::net::SocketAddr, messages: &[(&'static str, Vec<u8>)]) {
         let mut left = messages.to_vec();
-        let deadline = Instant::now() + SOON * 2;
+        let deadline = Instant::now() + SOON;
         while !left.is_empty() {
             assert!(Instant::now() < deadline, "{} messages are never acknowledged", left.len());
             match world::try_connect_to(addr) {
