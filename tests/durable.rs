@@ -20,7 +20,7 @@ use alarm_digest::alarm::Command;
 use alarm_digest::message::decode_change;
 use client::Received;
 use fastrand::Rng;
-use nats_server_fixture::{Binary, Process, Server, Signal};
+use nats_server_fixture::{Binary, Process, Release, Server, Signal};
 use nats_wire::jetstream::{ConsumerInfo, JetStream, Name, Publication, StreamInfo};
 use nats_wire::{Headers, Message, Subject};
 use oracle::{Oracle, parse_digest};
@@ -145,6 +145,11 @@ fn an_instance_that_stops_for_longer_than_the_ack_wait_loses_and_repeats_nothing
 #[test]
 fn a_server_killed_under_load_loses_and_repeats_nothing() {
     chaos("kill -9 of the server", |world| {
+        if world.server.binary().release() < (Release { major: 2, minor: 10, patch: 23 }) {
+            // Killed, it can come back with messages that are acknowledged and there, or delivered and gone, and the queue
+            // never ends. Source: nats-server issue 6888.
+            return eprintln!("not on {}, which garbles its own state when it is killed", world.server.binary());
+        }
         for _ in 0..2 {
             world.pause(500);
             world.server.kill();
@@ -280,8 +285,7 @@ impl Store {
         serde_json::from_slice(&received.payload).expect("a stream")
     }
 
-    /// Until nothing waits for an instance or in one. The stream's own count is not asked: 2.9.10 may keep messages that
-    /// were acknowledged when it is killed.
+    /// Until nothing waits for an instance or in one.
     fn until_drained(&mut self) {
         let deadline = Instant::now() + SOON * 2;
         loop {
