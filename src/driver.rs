@@ -19,6 +19,7 @@ use alarm_digest::logic::{Counters, Logic, Notice};
 use alarm_digest::mesh::Mesh;
 use alarm_digest::shard::{Mail, ShardId};
 use futures_lite::io::{AsyncRead, AsyncWrite};
+use glommio::Task;
 use glommio::net::TcpStream;
 use glommio::timer::Timer;
 use nats_wire::{Limits, ReceiveBuffer};
@@ -82,7 +83,9 @@ pub struct Driver<L> {
 
 enum Link {
     Waiting(Timer),
-    Connecting(Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>),
+    /// In a task of its own: glommio's `spawn_blocking` remembers a waker for each time it is polled, and panics after
+    /// 32,767 of them, while mail may wake this core as often during one attempt.
+    Connecting(Task<io::Result<TcpStream>>),
     Up {
         stream: TcpStream,
         /// Nothing can be written any more. What the server sent before that is ours and is read to its end, which says why;
@@ -181,10 +184,10 @@ impl<L: Logic> Driver<L> {
                 if Pin::new(timer).poll(cx).is_pending() {
                     return false;
                 }
-                self.link = Link::Connecting(Box::pin(self.open()));
+                self.link = Link::Connecting(glommio::spawn_local(self.open()));
                 true
             }
-            Link::Connecting(opening) => match opening.as_mut().poll(cx) {
+            Link::Connecting(opening) => match Pin::new(opening).poll(cx) {
                 Poll::Pending => false,
                 Poll::Ready(Ok(stream)) => {
                     self.link = Link::Up { stream, is_mute: false };

@@ -154,18 +154,16 @@ fn usual_timestamp(text: &[u8]) -> Option<Timestamp> {
     else {
         return None;
     };
-    let number = |digits: &[u8]| {
-        let number = |number: u32, digit: &u8| Some(number * 10 + char::from(*digit).to_digit(10)?);
-        digits.iter().try_fold(0, number)
-    };
-    let year = number(&[*y1, *y2, *y3, *y4])?.try_into().ok()?;
-    let month = Month::try_from(u8::try_from(number(&[*mo1, *mo2])?).ok()?).ok()?;
-    let date = Date::from_calendar_date(year, month, number(&[*d1, *d2])?.try_into().ok()?).ok()?;
-    let (hour, minute, second) = (number(&[*h1, *h2])?, number(&[*m1, *m2])?, number(&[*s1, *s2])?);
+    let year = i32::from(two(*y1, *y2)?) * 100 + i32::from(two(*y3, *y4)?);
+    let date =
+        Date::from_calendar_date(year, Month::try_from(two(*mo1, *mo2)?).ok()?, two(*d1, *d2)?).ok()?;
+    let (hour, minute, second) =
+        (u32::from(two(*h1, *h2)?), u32::from(two(*m1, *m2)?), u32::from(two(*s1, *s2)?));
     let nanos = match fraction {
         [] => 0,
-        [b'.', digits @ ..] if matches!(digits.len(), 1..=9) => {
-            number(digits)? * 10_u32.pow(9 - digits.len() as u32)
+        [b'.', digits @ ..] if matches!(digits.len(), 1..=9) && digits.iter().all(u8::is_ascii_digit) => {
+            digits.iter().fold(0, |nanos, digit| nanos * 10 + u32::from(digit - b'0'))
+                * 10_u32.pow(9 - digits.len() as u32)
         }
         _ => return None,
     };
@@ -174,6 +172,12 @@ fn usual_timestamp(text: &[u8]) -> Option<Timestamp> {
     (is_time && days >= 0).then(|| {
         Timestamp::new(i64::from(days) * 86_400 + i64::from(hour * 3600 + minute * 60 + second), nanos)
     })
+}
+
+/// The number that two digits write.
+fn two(tens: u8, ones: u8) -> Option<u8> {
+    let (tens, ones) = (tens.wrapping_sub(b'0'), ones.wrapping_sub(b'0'));
+    (tens < 10 && ones < 10).then(|| tens * 10 + ones)
 }
 
 fn any_timestamp(text: &str) -> Result<Timestamp, Rejection> {

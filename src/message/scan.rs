@@ -33,7 +33,7 @@ pub(super) fn fields(text: &str) -> Option<Fields<'_>> {
 }
 
 /// Whether every quote in `text` is one that begins or ends a string, and no string needs a second look: no backslash,
-/// no control character. One pass without a branch, so that the compiler can take many bytes at a time.
+/// no control character. One pass without a branch; words or lanes of eight or sixteen bytes took more instructions.
 fn is_plain(text: &str) -> bool {
     text.bytes().fold(true, |is_plain, byte| is_plain & (byte >= b' ') & (byte != b'\\'))
 }
@@ -46,15 +46,16 @@ fn blanks(text: &str) -> &str {
     }
 }
 
-/// The field whose quoted name `text` begins with, and what follows it.
+/// The field whose quoted name `text` begins with, and what follows it. Their first letters differ.
 fn name(text: &str) -> Option<(usize, &str)> {
-    const NAMES: [(usize, &str); 4] = [
-        (ALARM_ID, "\"AlarmID\""),
-        (USER_ID, "\"UserID\""),
-        (STATUS, "\"Status\""),
-        (CHANGED_AT, "\"ChangedAt\""),
-    ];
-    NAMES.iter().find_map(|(field, name)| Some((*field, text.strip_prefix(name)?)))
+    let (field, name) = match text.as_bytes().get(1)? {
+        b'A' => (ALARM_ID, "\"AlarmID\""),
+        b'U' => (USER_ID, "\"UserID\""),
+        b'S' => (STATUS, "\"Status\""),
+        b'C' => (CHANGED_AT, "\"ChangedAt\""),
+        _ => return None,
+    };
+    Some((field, text.strip_prefix(name)?))
 }
 
 /// The string that `text` begins with, and what follows its closing quote.
