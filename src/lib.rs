@@ -10,17 +10,20 @@
 //! | [`book`] | the rules: what is due, and what is told |
 //! | `alarms` | one user's alarms, held densely |
 //! | [`message`] | JSON to words and back |
-//! | [`shard`] | one core's whole logic: bytes and mail in, bytes and mail out |
+//! | [`logic`] | what a driver sees of one core's logic, in either mode |
+//! | [`shard`] | one core's whole logic in memory mode: bytes and mail in, bytes and mail out |
+//! | [`durable`] | the same in durable mode: the record of a user, its state machine, the worker over JetStream |
 //! | [`mesh`] | mail between cores: a table of bounded inboxes |
 //! | [`config`] | arguments to configuration |
 //! | `nats_wire` | the codec and one connection's session, a crate of its own in `proto/` |
 //!
-//! and, in the program, `main` (choose CPUs, start, wait, join), `preflight` (may we run here), `driver` (one shard on
-//! one glommio executor), `stop` (from a signal to all cores), `connect` (a name to a socket), `verify` and `client`
-//! (the smoke test).
+//! and, in the program, `main` (choose CPUs, start, wait, join), `preflight` (may we run here), `provision` (are the
+//! streams there), `driver` (one core's logic on one glommio executor), `stop` (from a signal to all cores), `connect` (a
+//! name to a socket), `verify` and `client` (the smoke test).
 //!
-//! Who may know whom: `driver` knows `shard` and `mesh`; `shard` knows `book`, `message` and `nats_wire`; `book` knows
-//! `alarm` and `alarms`; `nats_wire` knows nobody. Never the other way round.
+//! Who may know whom: `driver` knows `logic` and `mesh`; `shard` and `durable` know `book`, `message` and `nats_wire`;
+//! `book` knows `alarm` and `alarms`; `nats_wire` knows nobody. Never the other way round. What is due is decided in
+//! `book` alone, in both modes.
 //!
 //! Absent on purpose: traits for runtime, transport, storage and clock, since values do it; persistence, since that is
 //! the broker's; an actor framework, since an enum and a `Vec` do it.

@@ -148,7 +148,10 @@ fn a_server_killed_under_load_loses_and_repeats_nothing() {
         if world.server.binary().release() < (Release { major: 2, minor: 10, patch: 23 }) {
             // Killed, it can come back with messages that are acknowledged and there, or delivered and gone, and the queue
             // never ends. Source: nats-server issue 6888.
-            return eprintln!("not on {}, which garbles its own state when it is killed", world.server.binary());
+            return eprintln!(
+                "not on {}, which garbles its own state when it is killed",
+                world.server.binary()
+            );
         }
         for _ in 0..2 {
             world.pause(500);
