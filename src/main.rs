@@ -123,7 +123,8 @@ fn join(handles: Vec<ExecutorJoinHandle<Report>>, stop: &Stop) -> Result<Vec<Rep
     let cores = handles.len();
     for handle in handles {
         let ended = ended.clone();
-        std::thread::spawn(move || ended.send(handle.join().map_err(|error| error.to_string())));
+        // Whoever has stopped listening has seen another core fail.
+        std::thread::spawn(move || drop(ended.send(handle.join().map_err(|error| error.to_string()))));
     }
     let mut reports = Vec::with_capacity(cores);
     while reports.len() < cores {

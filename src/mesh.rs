@@ -1,7 +1,7 @@
 //! Mail between cores: one bounded inbox per shard, filled and emptied a batch at a time.
 //!
 //! A lock and two kinds of wakers, so that it works under any executor and in any `select`. One lock per batch, not
-//! per message; measured against glommio's shared channels in `benches/`.
+//! per message; at every batch size faster than glommio's shared channels, see `benches/src/bin/mesh.rs` and the README.
 //!
 //! Never: dropping, reordering what one sender sent, waiting for more than one inbox at a time.
 
