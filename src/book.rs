@@ -145,7 +145,7 @@ impl Book {
         (!due.is_empty()).then(|| Digest { user: user.clone(), alarms: due })
     }
 
-    /// Looks through the next of [`PAGES`] pages and forgets the alarms that were cleared before `horizon`, and users
+    /// Looks through the next of 256 pages and forgets the alarms that were cleared before `horizon`, and users
     /// that have no alarms left. A change that arrives after its alarm was forgotten may be told again.
     pub fn forget(&mut self, horizon: Timestamp) {
         let page = &mut self.pages[self.page_next];
