@@ -489,7 +489,8 @@ mod tests {
         assert_eq!(step(&mut user), Some(Operation::Verify));
     }
 
-    /// Found by the simulation: the request must not go with the store that it only waited for.
+    /// The request must not go with the store that it only waited for. The simulation cannot see this: the user's next
+    /// request makes up for it.
     #[test]
     fn a_request_that_found_nothing_due_is_asked_again_when_the_store_fails() {
         let mut user = stored();
