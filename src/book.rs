@@ -8,7 +8,7 @@
 use ahash::RandomState;
 use std::collections::HashMap;
 
-use crate::alarm::{Change, Condition, Digest, Timestamp, UserId};
+use crate::alarm::{Change, Condition, Digest, Status, Timestamp, UserId};
 use crate::alarms::Alarms;
 
 /// The users are spread over this many maps, so that growing one, or looking through it for what can be forgotten,
@@ -35,22 +35,56 @@ struct User {
     has_news: bool,
 }
 
-/// What is remembered of one alarm.
+/// What is remembered of one alarm, in 24 bytes, because there are millions.
 ///
 /// `due` ⇐ `told` is none; `told` is some ⇒ `told.status` is active and `told <= latest`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Memory {
     /// The greatest of all changes seen.
     latest: Condition,
-    /// The change that the last digest carried, if one did.
-    told: Option<Condition>,
-    /// Never told, or some change after `told` had another status.
-    due: bool,
+    told: Told,
+}
+
+/// The change that the last digest carried, if one did; and whether the alarm is due: never told, or some change after
+/// that one had another status.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(Rust, packed(4))]
+struct Told {
+    /// [`NEVER`], or the seconds of its instant.
+    seconds: i64,
+    /// Its nanoseconds (30 bits), whether it was critical, whether the alarm is due.
+    nanos_critical_due: u32,
+}
+
+const _: () = assert!(size_of::<Memory>() == 24);
+
+/// Far before any instant that RFC 3339 can write.
+const NEVER: i64 = i64::MIN;
+
+impl Told {
+    fn new(condition: Option<Condition>, is_due: bool) -> Self {
+        let Some(condition) = condition else {
+            return Self { seconds: NEVER, nanos_critical_due: is_due.into() };
+        };
+        let (at, is_critical) = (condition.changed_at(), condition.status() == Status::Critical);
+        let nanos_critical_due = at.nanos() << 2 | u32::from(is_critical) << 1 | u32::from(is_due);
+        Self { seconds: at.seconds(), nanos_critical_due }
+    }
+
+    fn condition(self) -> Option<Condition> {
+        let status = if self.nanos_critical_due >> 1 & 1 == 1 { Status::Critical } else { Status::Warning };
+        let is_some = self.seconds != NEVER;
+        is_some.then(|| Condition::new(Timestamp::new(self.seconds, self.nanos_critical_due >> 2), status))
+    }
+
+    fn is_due(self) -> bool {
+        self.nanos_critical_due & 1 == 1
+    }
 }
 
 impl Memory {
     pub(crate) fn new(first: Condition) -> Self {
-        Self { latest: first, told: None, due: true }
+        Self { latest: first, told: Told::new(None, true) }
     }
 
     /// As it was taken apart before; none if it does not hold together.
@@ -59,26 +93,30 @@ impl Memory {
             None => due,
             Some(told) => told.status().is_active() && told <= latest,
         };
-        holds.then_some(Self { latest, told, due })
+        holds.then(|| Self { latest, told: Told::new(told, due) })
     }
 
     /// Says whether the change changed anything.
     pub(crate) fn apply(&mut self, condition: Condition) -> bool {
         let before = *self;
         self.latest = self.latest.max(condition);
-        self.due |= self.told.is_some_and(|told| condition > told && condition.status() != told.status());
+        if let Some(told) = self.told()
+            && condition > told
+            && condition.status() != told.status()
+        {
+            self.told = Told::new(Some(told), true);
+        }
         *self != before
     }
 
     pub(crate) fn is_to_be_told(&self) -> bool {
-        self.due && self.latest.status().is_active()
+        self.is_due() && self.latest.status().is_active()
     }
 
     /// What is to be told now, if anything; it counts as told from now on.
     pub(crate) fn take(&mut self) -> Option<Condition> {
         self.is_to_be_told().then(|| {
-            self.told = Some(self.latest);
-            self.due = false;
+            self.told = Told::new(Some(self.latest), false);
             self.latest
         })
     }
@@ -92,11 +130,11 @@ impl Memory {
     }
 
     pub(crate) fn told(&self) -> Option<Condition> {
-        self.told
+        self.told.condition()
     }
 
     pub(crate) fn is_due(&self) -> bool {
-        self.due
+        self.told.is_due()
     }
 }
 
@@ -184,7 +222,7 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::alarm::{AlarmId, Id, Status};
+    use crate::alarm::{AlarmId, Id};
 
     /// Plays a script, one step a line, and compares every digest with what stands after its arrow.
     ///
