@@ -9,6 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use nats_wire::session::SessionConfig;
 use nats_wire::{ConnectOptions, Limits, QueueGroup, Subject};
 
+use crate::alarm::{Id, UserId};
 use crate::durable::worker::{Names, WorkerConfig};
 use crate::message::DIGEST_BYTES_MAX_AT_LEAST;
 use crate::shard::{ShardConfig, Subjects};
@@ -17,7 +18,8 @@ const EXAMPLES: &str = "\
 Examples:
   alarm-digest --server nats.example:4222          one core on each CPU that this process may use
   alarm-digest --cpus 2-3 --spin 50us              two cores on CPUs that nobody else uses
-  alarm-digest verify --server nats.example:4222   smoke test of what runs there";
+  alarm-digest verify --server nats.example:4222   smoke test of what runs there
+  alarm-digest state ann --json                    durable mode: what is known and told of user ann";
 
 /// Tells users what is news to them about their alarms, in one digest, when asked to: reads AlarmStatusChanged and
 /// SendAlarmDigest from NATS and publishes AlarmDigest, on one pinned core per CPU. Stops on SIGTERM or SIGINT once all
@@ -60,6 +62,15 @@ pub enum Task {
         )]
         #[arg(value_parser = parse_any_span)]
         timeout: Duration,
+    },
+    /// Durable mode: prints what is known and told of one user, from the bucket. Exits with 1 when nothing is known
+    State {
+        /// The user's id, as in UserID
+        #[arg(value_parser = parse_user)]
+        user: UserId,
+        /// Print one JSON object instead of a table
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -277,6 +288,7 @@ pub struct JetStreamArgs {
     /// Begins the names of the streams NAME_IN, NAME_OUT and NAME_DEAD and of the bucket NAME_STATE
     #[arg(
         long,
+        global = true,
         value_name = "NAME",
         hide_env_values = true,
         env = "ALARM_DIGEST_JS_NAME",
@@ -286,7 +298,13 @@ pub struct JetStreamArgs {
     pub js_name: String,
 
     /// Prefix of the JetStream API, for a domain `$JS.DOMAIN.API` [default: $JS.API]
-    #[arg(long, value_name = "SUBJECT", hide_env_values = true, env = "ALARM_DIGEST_JS_API_PREFIX")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "SUBJECT",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_JS_API_PREFIX"
+    )]
     #[arg(value_parser = parse_subject)]
     pub js_api_prefix: Option<String>,
 
@@ -523,6 +541,10 @@ fn parse_name(text: &str) -> Result<String, String> {
     } else {
         Err(format!("expected letters, digits, `-` and `_`, got `{text}`"))
     }
+}
+
+fn parse_user(text: &str) -> Result<UserId, String> {
+    Id::new(text).map(UserId).map_err(|error| error.to_string())
 }
 
 fn parse_queue_group(text: &str) -> Result<String, String> {

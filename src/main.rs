@@ -1,10 +1,12 @@
 //! Chooses CPUs, builds the mesh, starts the cores, waits for signals, joins. The library does the thinking.
 
+mod ask;
 mod client;
 mod connect;
 mod driver;
 mod preflight;
 mod provision;
+mod state;
 mod stop;
 mod verify;
 
@@ -15,6 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use alarm_digest::alarm::UserId;
 use alarm_digest::config::{Cli, LogFormat, Mode, Server, Task};
 use alarm_digest::durable::worker::Worker;
 use alarm_digest::logic::{Counters, Logic};
@@ -30,7 +33,6 @@ use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 
-use crate::client::Client;
 use crate::driver::{Common, Driver, Report};
 use crate::stop::{Stage, Stop};
 
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Some(Task::Verify { timeout }) => verify(&cli, *timeout),
+        Some(Task::State { user, json }) => state(&cli, user, *json),
         None => run(&cli),
     };
     result.unwrap_or_else(|error| {
@@ -54,6 +57,13 @@ fn verify(cli: &Cli, timeout: Duration) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn state(cli: &Cli, user: &UserId, json: bool) -> Result<ExitCode> {
+    let state = state::read(cli, user)?;
+    let text = if json { state.json() } else { state.table() };
+    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+    Ok(ExitCode::SUCCESS)
+}
+
 fn run(cli: &Cli) -> Result<ExitCode> {
     start_log(cli.run.log_format)?;
     let cpus = preflight::preflight(&cli.run)?;
@@ -62,7 +72,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Mode::Memory => {
             let config = cli.shard_config().map_err(anyhow::Error::msg)?;
             if cli.run.no_wait {
-                expect_a_server(cli)?;
+                connect::client(&cli.nats, "alarm-digest", cli.run.ping_interval)?;
             }
             run_cores(cli, cpus, move |id| Shard::new(id, cores, config.clone()))
         }
@@ -155,21 +165,6 @@ fn start_log(format: LogFormat) -> Result<()> {
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
     Ok(())
-}
-
-/// For `--no-wait`: whether any server takes us through its handshake.
-fn expect_a_server(cli: &Cli) -> Result<()> {
-    let mut failures = Vec::new();
-    for server in &cli.nats.servers().map_err(anyhow::Error::msg)? {
-        let session = cli.nats.session("alarm-digest", cli.run.ping_interval);
-        let client = connect::connect(server, cli.nats.connect_timeout)
-            .and_then(|socket| Client::new(socket.into(), session));
-        match client {
-            Ok(_) => return Ok(()),
-            Err(error) => failures.push(format!("{server}: {error}")),
-        }
-    }
-    Err(anyhow!("expected a server that answers, got none. {}", failures.join("; ")))
 }
 
 /// The line that says that all cores are connected, said by the last of them.

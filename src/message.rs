@@ -121,7 +121,9 @@ fn write_json(out: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(out, text).expect("a string can always be written to a vector");
 }
 
-fn status_text(status: Status) -> &'static str {
+/// A status as the contract writes it.
+#[must_use]
+pub fn status_text(status: Status) -> &'static str {
     match status {
         Status::Cleared => "CLEARED",
         Status::Warning => "WARNING",
@@ -189,6 +191,14 @@ fn any_timestamp(text: &str) -> Result<Timestamp, Rejection> {
         return Err(Rejection::field(CHANGED_AT, Reason::BadTimestamp, expected, text));
     };
     Ok(Timestamp::new(parsed.unix_timestamp(), parsed.nanosecond()))
+}
+
+/// An instant as the contract writes it.
+#[must_use]
+pub fn timestamp_text(timestamp: Timestamp) -> String {
+    let mut text = Vec::with_capacity(30);
+    write_timestamp(timestamp, &mut text);
+    String::from_utf8(text).expect("RFC 3339 is ASCII")
 }
 
 /// In UTC. The few instants that RFC 3339 can write only with an offset, because their UTC year is not one of four

@@ -5,23 +5,19 @@
 //!
 //! Never: deleting anything.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use alarm_digest::config::{Cli, JetStreamArgs};
 use alarm_digest::durable::worker::{Names, WorkerConfig};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use nats_wire::jetstream::{
     AckPolicy, Bucket, ConsumerAction, ConsumerConfig, ConsumerInfo, DeliverPolicy, Difference, Discard,
-    Failure, JetStream, Name, Release, Republish, Retention, Storage, StreamConfig, StreamInfo,
+    Failure, Release, Republish, Retention, Storage, StreamConfig, StreamInfo,
 };
-use nats_wire::session::Session;
-use nats_wire::{Headers, Message, Subject};
-use serde::de::DeserializeOwned;
 use tracing::{info, warn};
-use uuid::Uuid;
 
-use crate::client::Client;
-use crate::connect::connect;
+use crate::ask::{Asker, explain, name_of};
+use crate::connect::client;
 
 /// A three-node cluster takes seconds to make its first stream.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -43,23 +39,16 @@ const OPERATORS: [&str; 8] = [
 
 /// Waits for a server, unless `--no-wait` is given, and provisions on it.
 pub fn provision(cli: &Cli, config: &WorkerConfig) -> Result<()> {
-    let servers = cli.nats.servers().map_err(anyhow::Error::msg)?;
     let mut failed = false;
     loop {
-        for server in &servers {
-            let session = cli.nats.session("alarm-digest provision", cli.run.ping_interval);
-            let client = connect(server, cli.nats.connect_timeout)
-                .and_then(|socket| Client::new(socket.into(), session));
-            match client {
-                Ok(client) => {
-                    return Provisioner::new(client, config).run(cli, config).context(format!("on {server}"));
-                }
-                Err(error) if cli.run.no_wait => {
-                    bail!("expected a server that answers, got none. {server}: {error}")
-                }
-                Err(error) if !failed => warn!(%server, "cannot connect, trying on: {error}"),
-                Err(_) => {}
+        match client(&cli.nats, "alarm-digest provision", cli.run.ping_interval) {
+            Ok((server, client)) => {
+                let asker = Asker::new(client, &config.names, PATIENCE);
+                return Provisioner { asker }.run(cli, config).with_context(|| format!("on {server}"));
             }
+            Err(error) if cli.run.no_wait => return Err(error),
+            Err(error) if !failed => warn!("cannot connect, trying on: {error:#}"),
+            Err(_) => {}
         }
         failed = true;
         std::thread::sleep(cli.run.reconnect_delay_max);
@@ -67,24 +56,12 @@ pub fn provision(cli: &Cli, config: &WorkerConfig) -> Result<()> {
 }
 
 struct Provisioner {
-    client: Client,
-    jetstream: JetStream<()>,
+    asker: Asker,
 }
 
 impl Provisioner {
-    fn new(mut client: Client, config: &WorkerConfig) -> Self {
-        let inbox = format!("_INBOX.{}", Uuid::new_v4().simple());
-        let mut jetstream = JetStream::new(Subject::new(&inbox).expect("an inbox is a subject"), 1);
-        if let Some(prefix) = &config.names.api_prefix {
-            jetstream =
-                jetstream.with_api_prefix(Subject::new(prefix).expect("checked with the configuration"));
-        }
-        jetstream.subscribe(client.session(), Duration::ZERO);
-        Self { client, jetstream }
-    }
-
     fn run(&mut self, cli: &Cli, config: &WorkerConfig) -> Result<()> {
-        let info = self.client.session().info().expect("the handshake is over").clone();
+        let info = self.asker.session().info().expect("the handshake is over").clone();
         let release =
             Release::of(&info).with_context(|| format!("expected a version, got {}", info.version))?;
         if release < RELEASE_MIN {
@@ -109,13 +86,13 @@ impl Provisioner {
 
     fn stream(&mut self, name: &str, wanted: &StreamConfig) -> Result<()> {
         let stream = name_of(name);
-        let created = self.ask::<StreamInfo>("a stream", |jetstream, session| {
+        let created = self.asker.ask::<StreamInfo>("a stream", |jetstream, session| {
             jetstream.stream_create(session, stream, wanted, (), Duration::ZERO);
         });
         match created {
             Ok(_) => Ok(()),
             Err(Failure::Api(error)) if error.is_already_in_use() => {
-                let found = self.ask::<StreamInfo>("a stream", |jetstream, session| {
+                let found = self.asker.ask::<StreamInfo>("a stream", |jetstream, session| {
                     jetstream.stream_info(session, stream, (), Duration::ZERO);
                 });
                 accept(name, &wanted.differences(&found.map_err(explain)?.config))
@@ -136,47 +113,19 @@ impl Provisioner {
             ..ConsumerConfig::default()
         };
         let (stream, consumer) = (name_of(&names.input), name_of(&names.consumer));
-        let found = self.ask::<ConsumerInfo>("a consumer", |jetstream, session| {
+        let found = self.asker.ask::<ConsumerInfo>("a consumer", |jetstream, session| {
             jetstream.consumer_info(session, stream, consumer, (), Duration::ZERO);
         });
         match found {
             Ok(found) => accept(&names.consumer, &wanted.differences(&found.config)),
             Err(Failure::Api(error)) if error.is_consumer_not_found() => {
                 let action = ConsumerAction::CreateOrUpdate;
-                let created = self.ask::<ConsumerInfo>("a consumer", |jetstream, session| {
+                let created = self.asker.ask::<ConsumerInfo>("a consumer", |jetstream, session| {
                     jetstream.consumer_create(session, stream, consumer, &wanted, action, (), Duration::ZERO);
                 });
                 created.map(drop).map_err(explain)
             }
             Err(failure) => Err(explain(failure)),
-        }
-    }
-
-    /// Sends one request and waits for its answer.
-    fn ask<D: DeserializeOwned>(
-        &mut self,
-        expected: &'static str,
-        send: impl FnOnce(&mut JetStream<()>, &mut Session),
-    ) -> Result<D, Failure> {
-        send(&mut self.jetstream, self.client.session());
-        let silence = |came: String| Failure::Malformed { expected, came };
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let received = self.client.next(deadline).map_err(|error| silence(error.to_string()))?;
-            let received = received.ok_or_else(|| silence(format!("nothing within {PATIENCE:?}")))?;
-            let sid = received.sid.to_string();
-            let message = Message {
-                subject: received.subject.as_bytes(),
-                sid: sid.as_bytes(),
-                reply: received.reply.as_deref(),
-                headers: (!received.headers.is_empty()).then(|| Headers::new(&received.headers)),
-                payload: &received.payload,
-            };
-            if let Some(reply) = self.jetstream.on_message(&message) {
-                // Owned, because the reply borrows from what was received.
-                let json: serde_json::Value = reply.decode(expected)?;
-                return serde_json::from_value(json.clone()).map_err(|_| silence(json.to_string()));
-            }
         }
     }
 }
@@ -195,24 +144,6 @@ fn accept(name: &str, differences: &[Difference]) -> Result<()> {
         "it is there with settings that would lose or repeat alarms: {}. Change them, remove it, or give another --js-name.",
         refused.join("; ")
     )
-}
-
-fn explain(failure: Failure) -> anyhow::Error {
-    match failure {
-        Failure::NoResponders => anyhow!(
-            "expected JetStream, but nobody answers: is it enabled on the server and for this account?"
-        ),
-        Failure::Api(ref error) if error.is_subject_taken() => {
-            anyhow!(
-                "{failure}: another stream stores one of its subjects; give that one's subjects another home, or another --js-name"
-            )
-        }
-        failure => anyhow!("{failure}"),
-    }
-}
-
-fn name_of(name: &str) -> Name<'_> {
-    Name::new(name).expect("checked with the configuration")
 }
 
 /// A work queue: what is in it is what is to be done, and publishers are refused rather than anything deleted.

@@ -18,7 +18,7 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::client::Client;
-use crate::connect::connect;
+use crate::connect;
 
 /// Between two requests for what has not come yet.
 const ASK_EVERY: Duration = Duration::from_millis(250);
@@ -84,30 +84,11 @@ type Told = BTreeMap<String, (String, String)>;
 impl Probe {
     fn new(nats: &NatsArgs, timeout: Duration) -> Result<Self> {
         let subjects = nats.subjects().map_err(anyhow::Error::msg)?;
-        let mut failure = None;
-        for server in &nats.servers().map_err(anyhow::Error::msg)? {
-            let client = connect(server, nats.connect_timeout)
-                .and_then(|socket| Client::new(socket.into(), nats.session("alarm-digest verify", timeout)));
-            match client {
-                Ok(mut client) => {
-                    client.subscribe(&subjects.digest, None, 1);
-                    client.flush(Instant::now() + timeout)?;
-                    let user = Uuid::new_v4().to_string();
-                    return Ok(Self {
-                        client,
-                        subjects,
-                        user,
-                        timeout,
-                        published: BTreeSet::new(),
-                        told_ever: BTreeSet::new(),
-                    });
-                }
-                Err(error) => {
-                    failure = Some(anyhow::Error::from(error).context(format!("cannot connect to {server}")))
-                }
-            }
-        }
-        Err(failure.context("expected at least one server")?)
+        let (_, mut client) = connect::client(nats, "alarm-digest verify", timeout)?;
+        client.subscribe(&subjects.digest, None, 1);
+        client.flush(Instant::now() + timeout)?;
+        let user = Uuid::new_v4().to_string();
+        Ok(Self { client, subjects, user, timeout, published: BTreeSet::new(), told_ever: BTreeSet::new() })
     }
 
     /// Two alarms at the same instant are told by id, so ids are the names behind the user's own.

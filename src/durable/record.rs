@@ -119,9 +119,15 @@ impl Record {
         self.alarms.retain(|_, entry| entry.is_in_outbox || !entry.memory.is_forgettable(horizon));
     }
 
-    /// Alarms, cleared ones included, each with its latest and its told condition.
-    pub fn alarms(&self) -> impl Iterator<Item = (&AlarmId, Condition, Option<Condition>)> {
-        self.alarms.iter().map(|(id, entry)| (id, entry.memory.latest(), entry.memory.told()))
+    /// Alarms, cleared ones included, in the order of their ids.
+    pub fn alarms(&self) -> impl Iterator<Item = Known<'_>> {
+        self.alarms.iter().map(|(alarm, entry)| Known {
+            alarm,
+            latest: entry.memory.latest(),
+            told: entry.memory.told(),
+            is_due: entry.memory.is_due(),
+            is_in_outbox: entry.is_in_outbox,
+        })
     }
 
     /// As it is stored.
@@ -174,6 +180,21 @@ impl Record {
         reader.check(outbox.is_none() || is_filled, "an alarm in the outbox")?;
         Ok(Self { user: stored_user, alarms, last_digest, outbox })
     }
+}
+
+/// What is known of one alarm.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Known<'a> {
+    /// Which one.
+    pub alarm: &'a AlarmId,
+    /// The greatest of all changes seen.
+    pub latest: Condition,
+    /// The change that a digest carried last, or carries now.
+    pub told: Option<Condition>,
+    /// Never told, or some change after `told` had another status.
+    pub is_due: bool,
+    /// The digest on its way out carries it.
+    pub is_in_outbox: bool,
 }
 
 /// What [`Record::decide`] decided.

@@ -1,0 +1,188 @@
+//! Operating the durable mode, on real servers: what an operator asks it, and what it says by itself.
+
+#[allow(dead_code, reason = "the program uses the rest")]
+#[path = "../src/client.rs"]
+mod client;
+#[allow(dead_code, reason = "the other tests use the rest")]
+#[path = "service/world.rs"]
+mod world;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use alarm_digest::alarm::{AlarmId, Condition, Id, Status, Timestamp, UserId};
+use alarm_digest::durable::record::{Nonce, Record};
+use nats_server_fixture::{Binary, Process, Server, Signal, eventually};
+use nats_wire::Subject;
+use nats_wire::jetstream::{Bucket, JetStream, Key};
+use serde_json::{Value, json};
+use world::{Listener, SOON, at, change, connect, exit_code, on_each_server, program};
+
+fn jetstream_server(binary: &Binary) -> Server {
+    Server::builder(binary).jetstream().start().expect("a server")
+}
+
+/// One process of the service on `server`, once it is connected.
+fn started(server: &Server, arguments: &[&str]) -> Process {
+    let mut command = program(&["--mode", "jetstream", "--server", &server.url(), "--cpus", "0,1"]);
+    // The changes are from the start of the year: nothing of them may be forgotten.
+    command.args(["--connect-timeout", "2s", "--retention", "10years"]).args(arguments);
+    let mut instance = Process::spawn(&command).expect("the program starts");
+    instance.wait_for_line("all cores are connected", SOON).expect("it connects");
+    instance
+}
+
+/// What the program prints and how it ends, run to its end.
+fn output(command: &Command) -> (i32, String, String) {
+    let mut process = Process::spawn(command).expect("the program starts");
+    (exit_code(&mut process), process.stdout(), process.stderr())
+}
+
+fn state(server: &Server, user: &str, arguments: &[&str]) -> (i32, String, String) {
+    output(program(&["state", user, "--server", &server.url()]).args(arguments))
+}
+
+fn state_json(server: &Server, user: &str) -> Value {
+    let (code, json, error) = state(server, user, &["--json"]);
+    assert_eq!(code, 0, "{error}");
+    serde_json::from_str(&json).expect("JSON")
+}
+
+#[test]
+fn the_state_of_a_user_is_what_was_published_and_told() {
+    on_each_server(|binary| {
+        let server = jetstream_server(binary);
+        let service = started(&server, &[]);
+        let mut listener = Listener::new(&server);
+        listener.publish(&change("ann", "fan", "WARNING", &at(2)));
+        listener.publish(&change("ann", "disk", "CRITICAL", &at(1)));
+        listener.flush();
+        listener.ask_until(|_| vec!["ann"], |listener| listener.told_of("ann").len() == 2);
+        listener.publish(&change("ann", "disk", "CLEARED", &at(3)));
+        listener.publish(&change("ann", "bell\u{7}", "WARNING", &at(4)));
+        listener.flush();
+
+        let expected = json!([
+            { "AlarmID": "fan", "Status": "WARNING", "LatestChangedAt": at(2), "Due": false, "Tombstone": false,
+              "Told": { "Status": "WARNING", "ChangedAt": at(2) } },
+            { "AlarmID": "disk", "Status": "CLEARED", "LatestChangedAt": at(3), "Due": true, "Tombstone": true,
+              "Told": { "Status": "CRITICAL", "ChangedAt": at(1) } },
+            { "AlarmID": "bell\u{7}", "Status": "WARNING", "LatestChangedAt": at(4), "Due": true, "Tombstone": false,
+              "Told": null },
+        ]);
+        eventually(SOON, "the last two changes in the bucket", || {
+            state_json(&server, "ann")["Alarms"] == expected
+        });
+        let state_now = state_json(&server, "ann");
+        assert_eq!(state_now["UserID"], "ann");
+        assert_eq!(state_now["Outbox"], Value::Null, "{state_now}");
+        assert_eq!(state_now["LastDigest"], listener.digests, "{state_now}");
+        assert!(state_now["Revision"].as_u64() > Some(0), "{state_now}");
+
+        let (code, table, error) = state(&server, "ann", &[]);
+        assert_eq!(code, 0, "{error}{}", service.log());
+        let rows: Vec<String> = table
+            .lines()
+            .map(|line| {
+                line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>().join("|")
+            })
+            .collect();
+        let expected = [
+            "ALARM|STATUS|LATEST CHANGED AT|TOLD|TOLD CHANGED AT|NEXT".to_owned(),
+            format!("fan|WARNING|{0}|WARNING|{0}", at(2)),
+            format!("disk|CLEARED|{}|CRITICAL|{}|tombstone, due when active", at(3), at(1)),
+            format!("bell\\u{{7}}|WARNING|{}|never|due", at(4)),
+        ];
+        assert!(rows.ends_with(&expected), "{table}");
+    });
+}
+
+#[test]
+fn a_digest_that_is_decided_and_not_sent_shows_as_that() {
+    on_each_server(|binary| {
+        let server = jetstream_server(binary);
+        let mut service = started(&server, &[]);
+        service.signal(Signal::TERM).expect("it runs");
+        assert_eq!(exit_code(&mut service), 0);
+        let mut record = Record::new(user("ann"));
+        let disk = AlarmId(Id::new("disk").expect("an id"));
+        record.apply(&disk, Condition::new(Timestamp::new(0, 0), Status::Warning));
+        record.decide(Nonce(0xabc), |_, _| true);
+        store(&server, "ann", &record.encode());
+
+        let outbox = state_json(&server, "ann")["Outbox"].clone();
+        let alarm =
+            json!({ "AlarmID": "disk", "Status": "WARNING", "LatestChangedAt": "1970-01-01T00:00:00Z" });
+        let id = format!("{:032x}", 0xabc);
+        assert_eq!(outbox, json!({ "ID": id, "Sent": false, "ActiveAlarms": [alarm] }));
+        let (_, table, _) = state(&server, "ann", &[]);
+        assert!(
+            table.contains("a digest of 1 alarm is decided and not in AD_OUT yet")
+                && table.contains("in the outbox"),
+            "{table}"
+        );
+
+        // Any instance finishes it; the record is not written for that alone.
+        let _service = started(&server, &[]);
+        connect_and_ask(&server, "ann");
+        eventually(SOON, "the digest", || state_json(&server, "ann")["LastDigest"] == 1);
+        assert_eq!(state_json(&server, "ann")["Outbox"]["Sent"], true);
+        let (_, table, _) = state(&server, "ann", &[]);
+        assert!(table.contains("sent: it is the last one in AD_OUT"), "{table}");
+    });
+}
+
+#[test]
+fn a_state_that_cannot_be_told_is_said_and_why() {
+    on_each_server(|binary| {
+        let refused = |server: &Server, user: &str, arguments: &[&str], said: &[&str]| {
+            let (code, printed, error) = state(server, user, arguments);
+            assert_eq!((code, printed.as_str()), (1, ""), "{error}");
+            for text in said {
+                assert!(error.contains(text), "expected `{text}` in: {error}");
+            }
+        };
+        let mut server = Server::start(binary).expect("a server");
+        refused(&server, "ann", &[], &["expected JetStream, but nobody answers", "enabled"]);
+        server.kill();
+        refused(&server, "ann", &[], &["expected a server that answers", "refused"]);
+
+        let server = jetstream_server(binary);
+        refused(&server, "ann", &[], &["expected bucket AD_STATE, but there is none", "--js-name"]);
+        let _service = started(&server, &[]);
+        refused(&server, "ann", &[], &["expected a record of user \"ann\"", "nothing is known"]);
+        refused(&server, "ann", &["--js-name", "XY"], &["expected bucket XY_STATE"]);
+        refused(&server, "ann", &["--js-api-prefix", "$JS.nowhere.API"], &["nobody answers"]);
+        store(&server, "ann", b"nonsense");
+        refused(
+            &server,
+            "ann",
+            &[],
+            &["key ann of bucket AD_STATE at revision 1", "expected a record of version 1"],
+        );
+
+        let (code, _, error) = state(&server, "", &[]);
+        assert!(code == 2 && error.contains("expected 1 to 256 bytes"), "{error}");
+    });
+}
+
+fn user(text: &str) -> UserId {
+    UserId(Id::new(text).expect("an id"))
+}
+
+fn connect_and_ask(server: &Server, user: &str) {
+    let mut listener = Listener::new(server);
+    listener.ask(user);
+    listener.flush();
+}
+
+/// Puts `record` under the key `key`, which has none yet.
+fn store(server: &Server, key: &str, record: &[u8]) {
+    let mut client = connect(server);
+    let mut jetstream = JetStream::new(Subject::new("_INBOX.test").expect("a subject"), 9);
+    jetstream.subscribe(client.session(), Duration::ZERO);
+    let (bucket, key) = (Bucket::new("AD_STATE").expect("a name"), Key::new(key).expect("a key"));
+    jetstream.kv_put(client.session(), &bucket, key, record, Some(0), (), Duration::ZERO).expect("it fits");
+    let answer = client.next(Instant::now() + SOON).expect("the connection holds").expect("an answer");
+    assert!(answer.payload.starts_with(br#"{"stream":"KV_AD_STATE""#), "{}", answer.payload.escape_ascii());
+}
