@@ -10,9 +10,8 @@ use std::collections::BTreeMap;
 use alarm_digest::alarm::{AlarmId, Change, Condition, Id, Status, Timestamp, UserId};
 use alarm_digest::durable::record::{Nonce, Record};
 use alarm_digest::durable::user::{Done, Operation, User, UserLimits};
+use alarm_digest_checker::Oracle;
 use fastrand::Rng;
-
-use crate::oracle::Oracle;
 
 const SEEDS: u64 = 10_000;
 /// Each mutation is caught within so many seeds.
@@ -275,8 +274,8 @@ impl World {
     fn send(&mut self, id: &UserId, nonce: Nonce, alarms: &[(AlarmId, Condition)]) -> u64 {
         self.sequence += 1;
         self.sent.entry(id.clone()).or_default().push((self.sequence, nonce));
-        if let Err(wrong) = self.oracle.hear(id, alarms) {
-            self.wrong.get_or_insert(wrong);
+        if let Some(wrong) = self.oracle.hear(id, alarms).first() {
+            self.wrong.get_or_insert(format!("{wrong:?}"));
         }
         self.sequence
     }

@@ -1,9 +1,9 @@
 //! The book against an oracle that keeps the whole history: any order and any repetition of the same changes between
 //! two digests gives the same digests.
 
-use crate::oracle::Oracle;
 use alarm_digest::alarm::{AlarmId, Change, Condition, Id, Status, Timestamp, UserId};
 use alarm_digest::book::Book;
+use alarm_digest_checker::Oracle;
 use proptest::prelude::*;
 
 fn user(number: u8) -> UserId {

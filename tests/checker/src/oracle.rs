@@ -6,18 +6,46 @@ use alarm_digest::alarm::{AlarmId, Change, Command, Condition, Digest, UserId};
 use alarm_digest::message::{decode_change, decode_request};
 
 /// Every change that ever was, and what the last digest told of each alarm.
-#[derive(Default)]
+#[derive(Clone, Default, Debug)]
 pub struct Oracle {
     changes: BTreeMap<(UserId, AlarmId), BTreeSet<Condition>>,
     told: BTreeMap<(UserId, AlarmId), Condition>,
 }
 
+/// What is wrong with a digest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wrong {
+    /// How it is counted.
+    pub fault: Fault,
+    /// Which alarm of whom, and what came.
+    pub what: String,
+}
+
+impl Wrong {
+    fn new(fault: Fault, what: String) -> Self {
+        Self { fault, what }
+    }
+}
+
+/// How what is wrong with a digest is counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// An alarm was told although it was no news.
+    Twice,
+    /// An alarm was told as it was before what was told last.
+    Stale,
+    /// Empty, out of order, not active, or never published.
+    Malformed,
+}
+
 impl Oracle {
+    /// A change was published.
     pub fn apply(&mut self, change: &Change) {
         let key = (change.user.clone(), change.alarm.clone());
         self.changes.entry(key).or_default().insert(change.condition);
     }
 
+    /// The digest that `user` would get now, which counts as told.
     pub fn take_digest(&mut self, user: &UserId) -> Option<Digest> {
         let due: Vec<AlarmId> =
             self.alarms_of(user).filter(|alarm| self.is_to_be_told(user, alarm)).cloned().collect();
@@ -32,33 +60,49 @@ impl Oracle {
     }
 
     /// Takes a digest that came out of the service instead, and says what is wrong with it.
-    pub fn hear(&mut self, user: &UserId, alarms: &[(AlarmId, Condition)]) -> Result<(), String> {
+    pub fn hear(&mut self, user: &UserId, alarms: &[(AlarmId, Condition)]) -> Vec<Wrong> {
+        let mut wrong = Vec::new();
         if alarms.is_empty() {
-            return Err("an empty digest".into());
+            wrong.push(Wrong::new(Fault::Malformed, format!("{user:?}: an empty digest")));
         }
         if !alarms.is_sorted_by(|(a, at_a), (b, at_b)| (at_a.changed_at(), a) < (at_b.changed_at(), b)) {
-            return Err(format!("not oldest first: {alarms:?}"));
+            wrong.push(Wrong::new(Fault::Malformed, format!("{user:?}: not oldest first: {alarms:?}")));
         }
         for (alarm, condition) in alarms {
-            let key = (user.clone(), alarm.clone());
-            let was_published = self.changes.get(&key).is_some_and(|changes| changes.contains(condition));
-            if !was_published {
-                return Err(format!("invented: {alarm:?} {condition:?}"));
-            }
-            if !condition.status().is_active() {
-                return Err(format!("not active: {alarm:?} {condition:?}"));
-            }
-            if let Some(told) = self.told.get(&key)
-                && !(told < condition && self.has_differed_since(user, alarm, *told))
-            {
-                return Err(format!("told {alarm:?} {told:?} and then {condition:?}, which is no news"));
-            }
-            self.told.insert(key, *condition);
+            wrong.extend(self.hear_alarm(user, alarm, *condition));
         }
-        Ok(())
+        wrong
     }
 
-    /// Alarms that the user would have to be told of now.
+    fn hear_alarm(&mut self, user: &UserId, alarm: &AlarmId, condition: Condition) -> Option<Wrong> {
+        let key = (user.clone(), alarm.clone());
+        let wrong = |fault, what: &str| Some(Wrong::new(fault, format!("{user:?} {alarm:?}: {what}")));
+        if !self.changes.get(&key).is_some_and(|changes| changes.contains(&condition)) {
+            return wrong(Fault::Malformed, &format!("invented: {condition:?}"));
+        }
+        if !condition.status().is_active() {
+            return wrong(Fault::Malformed, &format!("not active: {condition:?}"));
+        }
+        let told = self.told.get(&key).copied();
+        match told {
+            Some(told) if condition < told => {
+                return wrong(Fault::Stale, &format!("told {told:?} and then {condition:?}"));
+            }
+            Some(told) if condition == told || !self.has_differed_since(user, alarm, told) => {
+                self.told.insert(key, condition);
+                return wrong(
+                    Fault::Twice,
+                    &format!("told {told:?} and then {condition:?}, which is no news"),
+                );
+            }
+            _ => {}
+        }
+        self.told.insert(key, condition);
+        None
+    }
+
+    /// Alarms that their user would have to be told of now.
+    #[must_use]
     pub fn missing(&self) -> Vec<(UserId, AlarmId)> {
         self.changes.keys().filter(|(user, alarm)| self.is_to_be_told(user, alarm)).cloned().collect()
     }
@@ -84,6 +128,10 @@ impl Oracle {
 }
 
 /// Reads a digest by turning each alarm of it into the change that it tells of.
+///
+/// # Panics
+/// When it is no digest.
+#[must_use]
 pub fn parse_digest(payload: &[u8]) -> (UserId, Vec<(AlarmId, Condition)>) {
     let digest: serde_json::Value = serde_json::from_slice(payload).expect("a digest is JSON");
     let Ok(Command::SendDigest(user)) = decode_request(payload) else { panic!("a digest has a UserID") };
