@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alarm_digest::alarm::Timestamp;
 use alarm_digest::config::Server;
+use alarm_digest::durable::backlog::{Backlog, News};
 use alarm_digest::logic::{Counters, Logic, Notice};
 use alarm_digest::mesh::Mesh;
 use alarm_digest::shard::{Mail, ShardId};
@@ -331,6 +332,7 @@ impl<L: Logic> Driver<L> {
         for notice in std::mem::take(self.logic.notices()) {
             match notice {
                 Notice::Ready => self.say_ready(),
+                Notice::Backlog(news, queue) => say_backlog(news, &queue),
                 Notice::Refused(text) => warn!(core, server = %self.server(), "server refused: {text}"),
                 Notice::Rejected { subject, rejection, unsaid } => {
                     warn!(
@@ -356,6 +358,20 @@ impl<L: Logic> Driver<L> {
         self.has_been_ready = true;
         debug!(core = self.id.0, server = %self.server(), version, "connected");
         (self.common.on_first_ready)(self.server());
+    }
+}
+
+fn say_backlog(news: News, queue: &Backlog) {
+    let Backlog { pending, ack_pending, redelivered } = *queue;
+    match news {
+        News::Waiting => info!(pending, ack_pending, redelivered, "backlog: messages wait in the queue"),
+        News::Gone => info!(pending, ack_pending, redelivered, "backlog: gone"),
+        News::Stuck => warn!(
+            pending,
+            ack_pending,
+            redelivered,
+            "messages keep coming again: they cannot be done, or whoever gets them does not live to do them"
+        ),
     }
 }
 

@@ -9,8 +9,10 @@
 //! |---|---|
 //! | [`record`] | what is stored of one user |
 //! | [`user`] | one user's state machine: one operation in flight, everything else waits and is committed together |
+//! | [`backlog`] | what waits in the queue, and when that is worth a line of the log |
 //! | [`worker`] | one core's whole logic: bytes in, bytes out, the users between |
 
+pub mod backlog;
 pub mod record;
 pub mod user;
 pub mod worker;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use nats_wire::session::{Fault, Session};
 
 use crate::alarm::Timestamp;
+use crate::durable::backlog::{Backlog, News};
 use crate::message::{Reason, Rejection};
 use crate::shard::{Mail, ShardId};
 
@@ -111,6 +112,8 @@ pub enum Notice {
         /// Others.
         unsaid: u64,
     },
+    /// What waits in the work queue has changed in a way that matters.
+    Backlog(News, Backlog),
 }
 
 /// Between two lines of the log about the same kind of trouble.
@@ -175,11 +178,14 @@ pub struct Counters {
     pub conflicts: u64,
     /// Requests to JetStream whose outcome is unknown: no reply, or none that says.
     pub unknown: u64,
+    /// What waited in the work queue when it was last looked at, by the one core that looks.
+    pub backlog: Option<Backlog>,
 }
 
 impl Counters {
     /// Adds another core's.
     pub fn add(&mut self, other: &Self) {
+        self.backlog = self.backlog.or(other.backlog);
         self.rejected.iter_mut().zip(other.rejected).for_each(|(mine, other)| *mine += other);
         for (mine, other) in [
             (&mut self.changes, other.changes),

@@ -79,9 +79,10 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Mode::Jetstream => {
             let config = cli.worker_config().map_err(anyhow::Error::msg)?;
             provision::provision(cli, &config)?;
-            run_cores(cli, cpus, move |_| {
+            run_cores(cli, cpus, move |id| {
                 let inbox = format!("_INBOX.{}", Uuid::new_v4().simple());
-                Worker::new(config.clone(), &inbox, Uuid::new_v4().as_u128())
+                let worker = Worker::new(config.clone(), &inbox, Uuid::new_v4().as_u128());
+                if id == ShardId(0) { worker.watching_backlog() } else { worker }
             })
         }
     }
@@ -223,7 +224,16 @@ fn summarize(mode: Mode, reports: &[Report]) -> ExitCode {
         "stopped"
     );
     if mode == Mode::Jetstream {
-        info!(redelivered = all.redelivered, conflicts = all.conflicts, unknown = all.unknown, "JetStream");
+        let queue = all.backlog.unwrap_or_default();
+        info!(
+            redelivered = all.redelivered,
+            conflicts = all.conflicts,
+            unknown = all.unknown,
+            queue_pending = queue.pending,
+            queue_ack_pending = queue.ack_pending,
+            queue_redelivered = queue.redelivered,
+            "JetStream"
+        );
     }
     if undrained == 0 {
         return ExitCode::SUCCESS;

@@ -166,6 +166,37 @@ fn a_state_that_cannot_be_told_is_said_and_why() {
     });
 }
 
+#[test]
+fn a_backlog_is_said_and_summed_up() {
+    on_each_server(|binary| {
+        let server = jetstream_server(binary);
+        // Nothing of this user can be done, and no more than ten may be under way.
+        let mut service = started(&server, &["--js-ack-pending-max", "10"]);
+        store(&server, "ann", b"nonsense");
+        let mut listener = Listener::new(&server);
+        for second in 0..2_000 {
+            listener.publish(&change("ann", "disk", "WARNING", &at(second)));
+        }
+        listener.flush();
+        let line = service.wait_for_line("backlog", SOON).expect("it is said");
+        assert!(line.contains("messages wait in the queue") && line.contains("pending=1990"), "{line}");
+        assert!(line.contains("ack_pending=10"), "{line}");
+        service.signal(Signal::TERM).expect("it runs");
+        assert_eq!(exit_code(&mut service), 0);
+        assert_eq!(service.log().matches("backlog").count(), 1, "{}", service.log());
+        assert_eq!(summed_up(&service, "queue_pending"), 1990);
+        assert_eq!(summed_up(&service, "queue_ack_pending"), 10);
+    });
+}
+
+/// What the line about JetStream at the end says of `counter`.
+fn summed_up(service: &Process, counter: &str) -> u64 {
+    let log = service.log();
+    let line = log.lines().find(|line| line.contains("JetStream")).expect("a summary");
+    let value = line.split_whitespace().find_map(|word| word.strip_prefix(counter)?.strip_prefix('='));
+    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {counter} in {line}"))
+}
+
 fn user(text: &str) -> UserId {
     UserId(Id::new(text).expect("an id"))
 }

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use nats_wire::jetstream::{
-    Ack, AckSubject, Bucket, Delivery, EXPECTED_STREAM, Failure, JetStream, Key, Name, Next, Publication,
-    Pull, PullRequest, PullStatus, Pulled, Release, Reply, Status,
+    Ack, AckSubject, Bucket, ConsumerInfo, Delivery, EXPECTED_STREAM, Failure, JetStream, Key, Name, Next,
+    Publication, Pull, PullRequest, PullStatus, Pulled, Release, Reply, Status,
 };
 use nats_wire::session::{Event, Fault, Fence, Session, SessionConfig};
 use nats_wire::{Header, Message, Sid, Subject, encode};
@@ -24,6 +24,7 @@ use slab::Slab;
 
 use crate::alarm::{Command, Timestamp, UserId};
 
+use crate::durable::backlog::{Backlog, BacklogLog, LOOK_EVERY};
 use crate::durable::record::{Nonce, token};
 use crate::durable::user::{Done, Operation, Pending, Refusal, User, UserLimits};
 use crate::logic::{Counters, Logic, Notice, RejectionLog};
@@ -87,6 +88,8 @@ enum Tag {
     User(usize),
     /// The dead letter in this slot.
     Dead(usize),
+    /// What waits in the queue.
+    Backlog,
 }
 
 /// The logic of one core.
@@ -114,6 +117,8 @@ pub struct Worker {
     notices: Vec<Notice>,
     rejections: RejectionLog,
     counters: Counters,
+    /// When the queue is looked at next, and what was said of it; none for the cores that do not look.
+    backlog: Option<(Duration, BacklogLog)>,
     scratch: Vec<u8>,
     /// Where the cache was last looked through.
     evict_next: usize,
@@ -207,9 +212,45 @@ impl Worker {
             notices: Vec::new(),
             rejections: RejectionLog::default(),
             counters: Counters::default(),
+            backlog: None,
             scratch: Vec::new(),
             evict_next: 0,
             config,
+        }
+    }
+
+    /// This one looks now and then at what waits in the queue: one of an instance.
+    #[must_use]
+    pub fn watching_backlog(self) -> Self {
+        Self { backlog: Some((Duration::ZERO, BacklogLog::default())), ..self }
+    }
+
+    fn look_at_backlog(&mut self, now: Duration) {
+        let (Some(link), Some((next, _))) =
+            (self.link.as_mut().filter(|link| link.is_ready()), &mut self.backlog)
+        else {
+            return;
+        };
+        *next = now + LOOK_EVERY;
+        let (input, consumer) = (name_of(&self.config.names.input), name_of(&self.config.names.consumer));
+        self.jetstream.consumer_info(link, input, consumer, Tag::Backlog, now);
+    }
+
+    fn on_backlog(&mut self, reply: &Reply<'_, Tag>, now: Duration) {
+        let info = match reply.decode::<ConsumerInfo>("a consumer") {
+            Ok(info) => info,
+            Err(failure) => {
+                return self.notices.push(Notice::Refused(format!("cannot look at the queue: {failure}")));
+            }
+        };
+        let queue = Backlog {
+            pending: info.num_pending,
+            ack_pending: info.num_ack_pending,
+            redelivered: info.num_redelivered,
+        };
+        self.counters.backlog = Some(queue);
+        if let Some((_, log)) = &mut self.backlog {
+            self.notices.extend(log.look(now, queue).map(|news| Notice::Backlog(news, queue)));
         }
     }
 
@@ -376,6 +417,7 @@ impl Worker {
 
     fn on_reply(&mut self, reply: &Reply<'_, Tag>, now: Duration) {
         match reply.tag {
+            Tag::Backlog => self.on_backlog(reply, now),
             Tag::Dead(at) => self.on_dead_letter(at, reply.pub_ack().is_ok(), now),
             Tag::User(slot) => {
                 let done = self.done_of(slot, reply, now);
@@ -545,6 +587,10 @@ impl Worker {
     }
 }
 
+fn name_of(name: &str) -> Name<'_> {
+    Name::new(name).expect("checked with the configuration")
+}
+
 /// A subject that the server's mapping has split over several streams ends in a number.
 fn is_of(subject: &[u8], name: &str) -> bool {
     subject.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'.')
@@ -564,6 +610,7 @@ impl Logic for Worker {
             match tag {
                 Tag::User(slot) => self.conclude(slot, Done::Unknown, now),
                 Tag::Dead(at) => self.on_dead_letter(at, false, now),
+                Tag::Backlog => {}
             }
         }
         if matches!(self.drain, Drain::Reading(_) | Drain::Acknowledging(_)) {
@@ -616,6 +663,7 @@ impl Logic for Worker {
             match tag {
                 Tag::User(slot) => self.conclude(slot, Done::Unknown, now),
                 Tag::Dead(at) => self.on_dead_letter(at, false, now),
+                Tag::Backlog => {}
             }
         }
         for pull in &mut self.pulls {
@@ -624,6 +672,9 @@ impl Logic for Worker {
             }
         }
         self.evict();
+        if self.backlog.as_ref().is_some_and(|(next, _)| *next <= now) {
+            self.look_at_backlog(now);
+        }
         let is_reading = self.takes_bytes();
         let Some(link) = &mut self.link else { return Ok(()) };
         if !is_reading {
@@ -641,7 +692,10 @@ impl Logic for Worker {
                 for at in 0..PULLS {
                     link.unsubscribe(Sid::from(PULL_SID + at as u64), now);
                 }
-                Drain::Reading(link.fence(now))
+                let fence = link.fence(now);
+                // For the summary.
+                self.look_at_backlog(now);
+                Drain::Reading(fence)
             }
             _ => Drain::Finishing,
         };

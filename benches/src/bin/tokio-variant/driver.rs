@@ -334,6 +334,7 @@ impl Driver {
                         info!(core, server = %self.server(), "reconnected");
                     }
                 }
+                Notice::Backlog(..) => unreachable!("there is no durable mode here"),
                 Notice::Refused(text) => warn!(core, server = %self.server(), "server refused: {text}"),
                 Notice::Rejected { subject, rejection, unsaid } => {
                     warn!(
