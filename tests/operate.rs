@@ -7,16 +7,21 @@ mod client;
 #[path = "service/world.rs"]
 mod world;
 
-use std::process::Command;
+use std::collections::BTreeMap;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, id};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use alarm_digest::alarm::{AlarmId, Condition, Id, Status, Timestamp, UserId};
 use alarm_digest::durable::record::{Nonce, Record};
 use nats_server_fixture::{Binary, Process, Server, Signal, eventually};
-use nats_wire::Subject;
 use nats_wire::jetstream::{Bucket, JetStream, Key};
+use nats_wire::session::SessionConfig;
+use nats_wire::{ConnectOptions, Limits, Subject};
 use serde_json::{Value, json};
-use world::{Listener, SOON, at, change, connect, exit_code, on_each_server, program};
+use world::{Client, Listener, SOON, at, change, connect, exit_code, on_each_server, program};
 
 fn jetstream_server(binary: &Binary) -> Server {
     Server::builder(binary).jetstream().start().expect("a server")
@@ -187,6 +192,125 @@ fn a_backlog_is_said_and_summed_up() {
         assert_eq!(summed_up(&service, "queue_pending"), 1990);
         assert_eq!(summed_up(&service, "queue_ack_pending"), 10);
     });
+}
+
+/// The accounts that docs/jetstream.md tells operators to configure.
+fn documented_accounts() -> &'static str {
+    let docs = include_str!("../docs/jetstream.md");
+    let at = docs.find("accounts {").expect("the documentation has them");
+    docs[at..].split("```").next().expect("a part")
+}
+
+/// A server with `accounts`, where whoever does not log in is `user`.
+fn locked_server(binary: &Binary, store: &Path, accounts: &str, user: &str) -> Server {
+    let store = format!("jetstream {{ store_dir: {:?} }}", store.display().to_string());
+    let config = format!("{accounts}\nno_auth_user: {user}\n{store}");
+    Server::builder(binary).config(&config).start().expect("a server")
+}
+
+/// One of those who publish and read.
+fn world_of(server: &Server) -> Listener {
+    let connect = ConnectOptions {
+        name: "world".into(),
+        user: Some("world".into()),
+        pass: Some("change me".into()),
+        ..ConnectOptions::default()
+    };
+    let config = SessionConfig {
+        connect,
+        limits: Limits::client(),
+        handshake_max: SOON,
+        ping_interval: SOON,
+        answer_max: SOON * 2,
+        max_payload_at_least: 0,
+    };
+    let stream = TcpStream::connect(server.addr()).expect("the server listens");
+    let mut client = Client::new(stream, config).expect("the server takes us");
+    client.subscribe("AlarmDigest", None, 1);
+    client.subscribe("AlarmDigest.rejected", None, 2);
+    client.flush(Instant::now() + SOON).expect("the server reads it");
+    Listener { client, told: BTreeMap::new(), digests: 0 }
+}
+
+#[test]
+fn the_documented_permissions_are_enough_and_a_missing_one_is_said() {
+    on_each_server(|binary| {
+        let directory = Directory::new();
+        let quiet = |server: &Server, service: &mut Process| {
+            service.signal(Signal::TERM).expect("it runs");
+            assert_eq!(exit_code(service), 0, "{}", service.log());
+            assert!(!service.log().contains("refused:"), "{}", service.log());
+            assert!(!server.log().contains("iolation"), "{}", server.log());
+        };
+        let accounts = documented_accounts();
+
+        let server = locked_server(binary, directory.path(), accounts, "setup");
+        let mut service = started(&server, &[]);
+        let mut world = world_of(&server);
+        world.publish(&change("ann", "disk", "WARNING", &at(1)));
+        world.ask_until(|_| vec!["ann"], |world| world.told_of("ann").len() == 1);
+        quiet(&server, &mut service);
+        drop(server);
+
+        let server = locked_server(binary, directory.path(), accounts, "service");
+        let mut service = started(&server, &["--no-provision"]);
+        // A decided digest that names the wrong one before it: somebody has to look which one that is.
+        let mut record = Record::new(user("bob"));
+        let disk = AlarmId(Id::new("disk").expect("an id"));
+        record.last_digest = 99;
+        record.apply(&disk, Condition::new(Timestamp::new(0, 0), Status::Warning));
+        record.decide(Nonce(0xabc), |_, _| true);
+        store(&server, "bob", &record.encode());
+        let mut world = world_of(&server);
+        world.publish(&change("ann", "disk", "CRITICAL", &at(2)));
+        world.ask_until(
+            |_| vec!["ann", "bob"],
+            |world| world.told_of("ann").len() == 1 && world.told_of("bob").len() == 1,
+        );
+        assert_eq!(state_json(&server, "ann")["Alarms"][0]["Told"]["Status"], "CRITICAL");
+        service.wait_for_line("connected", SOON).expect("it is there");
+        quiet(&server, &mut service);
+        assert!(summed_up(&service, "conflicts") > 0, "nobody had to look: {}", service.log());
+
+        let mut setup = program(&["--mode", "jetstream", "--server", &server.url(), "--cpus", "0"]);
+        let (code, _, error) = output(setup.args(["--connect-timeout", "2s"]));
+        let said = "stream AD_IN: expected a stream, got `server refused: Permissions Violation for Publish to \"$JS.API.STREAM.CREATE.AD_IN\"";
+        assert!(code == 1 && error.to_lowercase().contains(&said.to_lowercase()), "{error}");
+        drop(server);
+
+        let pull = "\"$JS.API.CONSUMER.MSG.NEXT.AD_IN.digest\"";
+        assert!(accounts.contains(pull));
+        let server =
+            locked_server(binary, directory.path(), &accounts.replace(pull, "\"nothing\""), "service");
+        let mut service = started(&server, &["--no-provision"]);
+        let line = service.wait_for_line("server refused", SOON).expect("it says so");
+        assert!(
+            line.to_lowercase()
+                .contains(&format!("permissions violation for publish to {pull}").to_lowercase()),
+            "{line}"
+        );
+    });
+}
+
+/// A directory that is removed at the end.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("alarm-digest-operate-{}-{}", id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        Self(std::env::temp_dir().join(name))
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// What the line about JetStream at the end says of `counter`.
