@@ -1,11 +1,13 @@
-//! JetStream asked one question at a time, over the blocking client: for what is done once, by hand or at the start.
+//! The first server that answers, and JetStream there asked one question at a time, over the blocking client: for what is
+//! done once, by hand or at the start.
 //!
 //! Never: two requests under way, a second try.
 
 use std::time::{Duration, Instant};
 
+use alarm_digest::config::{NatsArgs, Server};
 use alarm_digest::durable::worker::Names;
-use anyhow::{Error, anyhow};
+use anyhow::{Context, Error, Result, anyhow};
 use nats_wire::jetstream::{Failure, JetStream, Name, Reply, Stored};
 use nats_wire::session::Session;
 use nats_wire::{Headers, Message, Subject};
@@ -13,6 +15,21 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::client::Client;
+use crate::connect::connect;
+
+/// A blocking client of the first server that takes us through its handshake, and which that is.
+pub fn client(nats: &NatsArgs, name: &str, ping_interval: Duration) -> Result<(Server, Client)> {
+    let mut failures = Vec::new();
+    for server in nats.servers().map_err(anyhow::Error::msg)? {
+        let client = connect(&server, nats.connect_timeout)
+            .and_then(|socket| Client::new(socket.into(), nats.session(name, ping_interval)));
+        match client {
+            Ok(client) => return Ok((server, client)),
+            Err(error) => failures.push(format!("{server}: {error}")),
+        }
+    }
+    Err(anyhow!(failures.join("; "))).context("expected a server that answers, got none")
+}
 
 /// A connection to JetStream.
 pub struct Asker {

@@ -1,16 +1,13 @@
-//! From a host name to a connection that is set up for us. Blocking: whoever has an executor runs it beside it.
+//! From a host name to a TCP connection that is set up for us. Blocking: whoever has an executor runs it beside it.
 //!
-//! Never: a second try.
+//! Never: NATS.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use alarm_digest::config::{NatsArgs, Server};
-use anyhow::{Context, Result, anyhow};
+use alarm_digest::config::Server;
 use socket2::{Domain, Socket, TcpKeepalive, Type};
-
-use crate::client::Client;
 
 /// A host that vanished without a word is noticed by the session's own PING; keepalive is for when nobody asks, as in
 /// a long pause of the whole process. 30 s, then 3 probes 10 s apart.
@@ -18,20 +15,6 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(30))
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
-
-/// A blocking client of the first server that takes us through its handshake, and which that is.
-pub fn client(nats: &NatsArgs, name: &str, ping_interval: Duration) -> Result<(Server, Client)> {
-    let mut failures = Vec::new();
-    for server in nats.servers().map_err(anyhow::Error::msg)? {
-        let client = connect(&server, nats.connect_timeout)
-            .and_then(|socket| Client::new(socket.into(), nats.session(name, ping_interval)));
-        match client {
-            Ok(client) => return Ok((server, client)),
-            Err(error) => failures.push(format!("{server}: {error}")),
-        }
-    }
-    Err(anyhow!(failures.join("; "))).context("expected a server that answers, got none")
-}
 
 /// Connects to the first address of `server` that answers, all of them within `timeout`, each with an equal share of what
 /// is left of it. The name is looked up anew each time; how long that takes is the resolver's to limit.

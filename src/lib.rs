@@ -19,7 +19,7 @@
 //!
 //! and, in the program, `main` (choose CPUs, start, wait, join), `preflight` (may we run here), `provision` (are the
 //! streams there), `driver` (one core's logic on one glommio executor), `stop` (from a signal to all cores), `connect` (a
-//! name to a connection), `verify` (the smoke test), `state` (what is known of one user in durable mode), `client` and
+//! name to a socket), `verify` (the smoke test), `state` (what is known of one user in durable mode), `client` and
 //! `ask` (a blocking client, and JetStream over it).
 //!
 //! Who may know whom: `driver` knows `logic` and `mesh`; `shard` and `durable` know `book`, `message` and `nats_wire`;

@@ -72,7 +72,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Mode::Memory => {
             let config = cli.shard_config().map_err(anyhow::Error::msg)?;
             if cli.run.no_wait {
-                connect::client(&cli.nats, "alarm-digest", cli.run.ping_interval)?;
+                ask::client(&cli.nats, "alarm-digest", cli.run.ping_interval)?;
             }
             run_cores(cli, cpus, move |id| Shard::new(id, cores, config.clone()))
         }

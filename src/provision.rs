@@ -16,8 +16,7 @@ use nats_wire::jetstream::{
 };
 use tracing::{info, warn};
 
-use crate::ask::{Asker, explain, name_of};
-use crate::connect::client;
+use crate::ask::{Asker, client, explain, name_of};
 
 /// A three-node cluster takes seconds to make its first stream.
 const PATIENCE: Duration = Duration::from_secs(20);

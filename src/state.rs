@@ -17,8 +17,7 @@ use nats_wire::jetstream::{Bucket, Failure, Key};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-use crate::ask::{Asker, explain, name_of};
-use crate::connect;
+use crate::ask::{self, Asker, explain, name_of};
 
 /// One user's state.
 pub struct State {
@@ -34,7 +33,7 @@ pub struct State {
 pub fn read(cli: &Cli, user: &UserId) -> Result<State> {
     let names = cli.worker_config().map_err(Error::msg)?.names;
     let patience = cli.nats.connect_timeout;
-    let (server, client) = connect::client(&cli.nats, "alarm-digest state", patience)?;
+    let (server, client) = ask::client(&cli.nats, "alarm-digest state", patience)?;
     let asker = Asker::new(client, &names, patience);
     read_from(asker, names, user).with_context(|| format!("on {server}"))
 }

@@ -17,8 +17,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use crate::ask;
 use crate::client::Client;
-use crate::connect;
 
 /// Between two requests for what has not come yet.
 const ASK_EVERY: Duration = Duration::from_millis(250);
@@ -84,7 +84,7 @@ type Told = BTreeMap<String, (String, String)>;
 impl Probe {
     fn new(nats: &NatsArgs, timeout: Duration) -> Result<Self> {
         let subjects = nats.subjects().map_err(anyhow::Error::msg)?;
-        let (_, mut client) = connect::client(nats, "alarm-digest verify", timeout)?;
+        let (_, mut client) = ask::client(nats, "alarm-digest verify", timeout)?;
         client.subscribe(&subjects.digest, None, 1);
         client.flush(Instant::now() + timeout)?;
         let user = Uuid::new_v4().to_string();
