@@ -79,6 +79,9 @@ pub struct UserLimits {
 ///
 /// `operation` is some ⇔ an answer is awaited. `storing <= unstored.len()`. An outbox that [`User::step`] finds is stored:
 /// one that was only decided is in the store in flight, or is forgotten with the rest when that fails.
+///
+/// Of every stored record: its outbox is not among the digests up to `last_digest`. So it can be sent after that one from
+/// any copy of the record, however old, and is refused if it has been sent already.
 #[derive(Debug)]
 pub struct User<A> {
     id: UserId,
@@ -98,7 +101,8 @@ pub struct User<A> {
     changes: Waiting<A>,
     /// Requests that nobody looks after yet, and those of the digest, the store or the check under way.
     requests: Waiting<A>,
-    /// A digest's sequence that was seen while this outbox waited: it is the one to come after.
+    /// A digest's sequence that was seen while this outbox waited, 0 for none: the one to come after, if the record that
+    /// says so can be stored.
     seen: Option<(Nonce, u64)>,
     /// This outbox may have been sent.
     unsure: Option<Nonce>,
@@ -245,10 +249,16 @@ impl<A> User<A> {
             if self.unsure == Some(nonce) {
                 return Ok(Some(self.begin(Pending::LastSent(nonce), Operation::LastSent)));
             }
-            let last = match self.seen {
-                Some((seen, last)) if seen == nonce => last,
-                _ => record.last_digest,
-            };
+            if let Some((seen, last)) = self.seen
+                && seen == nonce
+                && record.last_digest != last
+            {
+                // Read, the record may be an old one, whose outbox was sent long before what was seen. That it can be
+                // stored proves that it is not.
+                record.last_digest = last;
+                return self.store(limits).map(Some);
+            }
+            let last = record.last_digest;
             return Ok(Some(self.begin(Pending::Send(nonce), Operation::Send { digest, nonce, last })));
         }
         if !self.requests.next.is_empty() {
@@ -406,16 +416,14 @@ impl<A> User<A> {
         self.unsure = None;
         match last {
             Some((last, sent)) if sent == nonce => self.on_sent(nonce, last),
-            Some((last, _)) => {
-                // Another one: either ours has long been followed by it, or it came before and was not known of. The
-                // stored record tells.
-                self.seen = Some((nonce, last));
-                self.forget_loaded();
-            }
-            None => {
-                // The last one has left the stream with age.
-                self.record.as_mut().expect("only what is loaded is sent").last_digest = 0;
-                self.seen = None;
+            other => {
+                // The one before ours: it was lost on its way. Another one: either ours has long been followed by it, or it
+                // came before and was not known of. None: all have left the stream with age. The stored record tells.
+                let last = other.map_or(0, |(last, _)| last);
+                if last != self.record.as_ref().expect("only what is loaded is sent").last_digest {
+                    self.seen = Some((nonce, last));
+                    self.forget_loaded();
+                }
             }
         }
     }
@@ -489,8 +497,7 @@ mod tests {
         assert_eq!(step(&mut user), Some(Operation::Verify));
     }
 
-    /// The request must not go with the store that it only waited for. The simulation cannot see this: the user's next
-    /// request makes up for it.
+    /// The request must not go with the store that it only waited for.
     #[test]
     fn a_request_that_found_nothing_due_is_asked_again_when_the_store_fails() {
         let mut user = stored();
@@ -506,6 +513,29 @@ mod tests {
         assert!(matches!(step(&mut user), Some(Operation::Store { revision: 5, .. })));
         user.on_done(Done::Written(6)).expect("nothing to read");
         assert!(matches!(step(&mut user), Some(Operation::Send { .. })));
+    }
+
+    /// Found by the simulation, with a deposed leader that goes on answering: the digest that was seen is a later one.
+    #[test]
+    fn an_outbox_from_a_record_that_may_be_out_of_date_is_stored_before_it_is_sent_after_another() {
+        let mut old = Record::new(UserId(Id::new("ann").expect("a valid id")));
+        old.apply(&alarm(), condition(1, Status::Critical));
+        old.decide(Nonce(1), |_, _| true);
+        let old = || Done::Loaded(Some((old.encode(), 5)));
+        let mut user = user();
+        user.on_request(1);
+        assert_eq!(step(&mut user), Some(Operation::Load));
+        user.on_done(old()).expect("a record");
+        assert!(matches!(step(&mut user), Some(Operation::Send { nonce: Nonce(1), last: 0, .. })));
+        user.on_done(Done::Conflict).expect("nothing to read");
+        assert_eq!(step(&mut user), Some(Operation::LastSent));
+        user.on_done(Done::LastSent(Some((9, Nonce(2))))).expect("nothing to read");
+        assert_eq!(step(&mut user), Some(Operation::Load));
+        user.on_done(old()).expect("a record");
+        assert!(matches!(step(&mut user), Some(Operation::Store { revision: 5, .. })));
+        user.on_done(Done::Written(10)).expect("nothing to read");
+        assert!(matches!(step(&mut user), Some(Operation::Send { nonce: Nonce(1), last: 9, .. })));
+        assert!(user.acknowledged().is_empty());
     }
 
     /// Found by the simulation: it was no news to a decision that then came to nothing.
