@@ -107,6 +107,27 @@ impl Oracle {
         self.changes.keys().filter(|(user, alarm)| self.is_to_be_told(user, alarm)).cloned().collect()
     }
 
+    /// Alarms that would still have to be told by who knows at least `known`, and perhaps any other change.
+    #[must_use]
+    pub fn untold(&self, user: &UserId, known: &BTreeSet<(AlarmId, Condition)>) -> Vec<AlarmId> {
+        let alarms: BTreeSet<&AlarmId> = known.iter().map(|(alarm, _)| alarm).collect();
+        let is_untold = |alarm: &&AlarmId| {
+            let conditions =
+                || known.iter().filter(|(other, _)| other == *alarm).map(|(_, condition)| condition);
+            let latest = conditions().max().expect("it has one");
+            let told = self.told.get(&(user.clone(), (*alarm).clone()));
+            let is_due = told.is_none_or(|told| {
+                conditions().any(|condition| condition > told && condition.status() != told.status())
+            });
+            // Who knew of a later end of it had nothing to tell.
+            let may_have_ended = self.changes[&(user.clone(), (*alarm).clone())]
+                .iter()
+                .any(|condition| condition > latest && !condition.status().is_active());
+            latest.status().is_active() && is_due && !may_have_ended
+        };
+        alarms.into_iter().filter(is_untold).cloned().collect()
+    }
+
     fn alarms_of(&self, user: &UserId) -> impl Iterator<Item = &AlarmId> {
         self.changes.keys().filter(move |(other, _)| other == user).map(|(_, alarm)| alarm)
     }
