@@ -10,9 +10,11 @@
 //! | [`record`] | what is stored of one user |
 //! | [`user`] | one user's state machine: one operation in flight, everything else waits and is committed together |
 //! | [`backlog`] | what waits in the queue, and when that is worth a line of the log |
+//! | [`members`] | who is there, and where a user is at home: a hint that saves reads and refused writes |
 //! | [`worker`] | one core's whole logic: bytes in, bytes out, the users between |
 
 pub mod backlog;
+pub mod members;
 pub mod record;
 pub mod user;
 pub mod worker;
