@@ -360,6 +360,10 @@ pub struct JetStreamArgs {
     #[arg(default_value_t = 100_000)]
     pub js_cached_users_max: usize,
 
+    /// Do each message where it arrives, instead of passing it on to the core that has its user in memory
+    #[arg(long, hide_env_values = true, env = "ALARM_DIGEST_NO_AFFINITY")]
+    pub no_affinity: bool,
+
     /// Use streams, bucket and consumer as they are; create and compare nothing
     #[arg(long, hide_env_values = true, env = "ALARM_DIGEST_NO_PROVISION")]
     pub no_provision: bool,
@@ -461,6 +465,7 @@ impl Cli {
                 output: format!("{name}_OUT"),
                 dead_letters: format!("{name}_DEAD"),
                 output_prefix: format!("{name}.out."),
+                member_prefix: format!("{name}.member."),
                 api_prefix: self.jetstream.js_api_prefix.clone(),
             },
             session: self.nats.session("alarm-digest", self.run.ping_interval),
@@ -470,6 +475,7 @@ impl Cli {
             open_max: 2000,
             cached_users_max: self.jetstream.js_cached_users_max,
             request_timeout: self.nats.connect_timeout,
+            affinity: !self.jetstream.no_affinity,
         })
     }
 }

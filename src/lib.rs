@@ -12,7 +12,7 @@
 //! | [`message`] | JSON to words and back |
 //! | [`logic`] | what a driver sees of one core's logic, in either mode |
 //! | [`shard`] | one core's whole logic in memory mode: bytes and mail in, bytes and mail out |
-//! | [`durable`] | the same in durable mode: the record of a user, its state machine, the worker over JetStream |
+//! | [`durable`] | the same in durable mode: the record of a user, its state machine, who is there to look after it, the worker |
 //! | [`mesh`] | mail between cores: a table of bounded inboxes |
 //! | [`config`] | arguments to configuration |
 //! | `nats_wire` | the codec and one connection's session, a crate of its own in `proto/` |

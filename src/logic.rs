@@ -174,8 +174,16 @@ pub struct Counters {
     pub connected: u64,
     /// Messages that JetStream delivered for another time.
     pub redelivered: u64,
+    /// Users' records that were read because they were not in memory, or not up to date.
+    pub loads: u64,
+    /// Users' records that were written, or refused.
+    pub stores: u64,
     /// Writes that somebody else was first with.
     pub conflicts: u64,
+    /// Messages passed on to the worker that their user is at home with.
+    pub relayed: u64,
+    /// Of those, the ones that nobody took any more: JetStream was asked to deliver them again.
+    pub returned: u64,
     /// Requests to JetStream whose outcome is unknown: no reply, or none that says.
     pub unknown: u64,
     /// What waited in the work queue when it was last looked at, by the one core that looks.
@@ -199,7 +207,11 @@ impl Counters {
             (&mut self.refused, other.refused),
             (&mut self.connected, other.connected),
             (&mut self.redelivered, other.redelivered),
+            (&mut self.loads, other.loads),
+            (&mut self.stores, other.stores),
             (&mut self.conflicts, other.conflicts),
+            (&mut self.relayed, other.relayed),
+            (&mut self.returned, other.returned),
             (&mut self.unknown, other.unknown),
         ] {
             *mine += other;

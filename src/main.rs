@@ -227,7 +227,11 @@ fn summarize(mode: Mode, reports: &[Report]) -> ExitCode {
         let queue = all.backlog.unwrap_or_default();
         info!(
             redelivered = all.redelivered,
+            loads = all.loads,
+            stores = all.stores,
             conflicts = all.conflicts,
+            relayed = all.relayed,
+            returned = all.returned,
             unknown = all.unknown,
             queue_pending = queue.pending,
             queue_ack_pending = queue.ack_pending,

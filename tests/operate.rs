@@ -175,8 +175,9 @@ fn a_state_that_cannot_be_told_is_said_and_why() {
 fn a_backlog_is_said_and_summed_up() {
     on_each_server(|binary| {
         let server = jetstream_server(binary);
-        // Nothing of this user can be done, and no more than ten may be under way.
-        let mut service = started(&server, &["--js-ack-pending-max", "10"]);
+        // Nothing of this user can be done, and no more than ten may be under way. Without affinity, because then it asks for
+        // messages before it first looks.
+        let mut service = started(&server, &["--js-ack-pending-max", "10", "--no-affinity"]);
         store(&server, "ann", b"nonsense");
         let mut listener = Listener::new(&server);
         for second in 0..2_000 {

@@ -25,7 +25,9 @@ use slab::Slab;
 use crate::alarm::{Command, Timestamp, UserId};
 
 use crate::durable::backlog::{Backlog, BacklogLog, LOOK_EVERY};
+use crate::durable::members::Member;
 use crate::durable::record::{Nonce, token};
+use crate::durable::relay::{Came, Relay};
 use crate::durable::user::{Done, Operation, Pending, Refusal, User, UserLimits};
 use crate::logic::{Counters, Logic, Notice, RejectionLog};
 use crate::message::{self, Rejection};
@@ -49,6 +51,8 @@ pub struct WorkerConfig {
     pub cached_users_max: usize,
     /// After so long without a reply, the outcome of a request is unknown.
     pub request_timeout: Duration,
+    /// Whether a message is passed on to the worker that its user is at home with.
+    pub affinity: bool,
 }
 
 /// Streams, consumer and subjects: the assets of one deployment.
@@ -74,6 +78,8 @@ pub struct Names {
     pub dead_letters: String,
     /// Before the user's token in the digest's subject, with the dot.
     pub output_prefix: String,
+    /// Before the name of whom workers tell something, with the dot.
+    pub member_prefix: String,
     /// The API prefix, for JetStream in another domain.
     pub api_prefix: Option<String>,
 }
@@ -102,6 +108,8 @@ pub struct Worker {
     /// When this has passed, the server has read our subscriptions.
     subscribed: Option<Fence>,
     jetstream: JetStream<Tag>,
+    /// The other workers, unless this one keeps to itself.
+    relay: Option<Relay>,
     pulls: [Pull; PULLS],
     /// When each pull may ask again, after it was told to pause.
     paused_until: [Duration; PULLS],
@@ -137,6 +145,14 @@ struct CheckedNames {
     bucket: Bucket,
     input: String,
     output: String,
+}
+
+/// Where a message came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    Queue,
+    /// Relayed once, and never again.
+    Member,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -189,6 +205,8 @@ impl Worker {
         let consumer = Name::new(&config.names.consumer).expect(BELIEF);
         let pull = |slot: usize| Pull::new(&jetstream, input, consumer, slot as u32, PULL_SID + slot as u64);
         let pulls = std::array::from_fn(pull);
+        let me = Member((nonces >> 64) as u64);
+        let relay = config.affinity.then(|| Relay::new(me, &config.names.member_prefix, inbox));
         let names = CheckedNames {
             bucket: Bucket::new(&config.names.bucket).expect(BELIEF),
             input: config.names.input.clone(),
@@ -198,6 +216,7 @@ impl Worker {
             names,
             link: None,
             subscribed: None,
+            relay,
             pulls,
             jetstream,
             paused_until: [Duration::ZERO; PULLS],
@@ -260,6 +279,9 @@ impl Worker {
         for pull in &mut self.pulls {
             pull.subscribe(link, now);
         }
+        if let Some(relay) = self.relay.as_mut().filter(|_| self.drain == Drain::Not) {
+            relay.on_ready(link, now);
+        }
         self.subscribed = Some(link.fence(now));
     }
 
@@ -270,8 +292,15 @@ impl Worker {
         for at in 0..PULLS {
             match self.pulls[at].on_message(message, now) {
                 None | Some(Pulled::Stray) => {}
-                Some(Pulled::Delivery(delivery)) => return self.on_delivery(&delivery, now),
+                Some(Pulled::Delivery(delivery)) => return self.on_delivery(&delivery, Source::Queue, now),
                 Some(Pulled::Status(status)) => return self.on_status(at, &status, now),
+            }
+        }
+        if let (Some(relay), Some(link)) = (&mut self.relay, &mut self.link) {
+            match relay.on_message(link, message, now) {
+                None | Some(Came::Said) => {}
+                Some(Came::Relayed(delivery)) => self.on_delivery(&delivery, Source::Member, now),
+                Some(Came::Returned) => self.counters.returned += 1,
             }
         }
     }
@@ -289,10 +318,9 @@ impl Worker {
         }
     }
 
-    fn on_delivery(&mut self, delivery: &Delivery<'_>, now: Duration) {
-        self.open += 1;
-        self.counters.redelivered += u64::from(delivery.ack.delivered > 1);
-        let ack: AckTo = delivery.ack.subject().as_bytes().into();
+    fn on_delivery(&mut self, delivery: &Delivery<'_>, source: Source, now: Duration) {
+        let is_again = delivery.ack.delivered > 1;
+        self.counters.redelivered += u64::from(is_again && source == Source::Queue);
         let message = &delivery.message;
         let decoded = if is_of(message.subject, &self.config.names.changed) {
             message::decode_change(message.payload)
@@ -301,8 +329,23 @@ impl Worker {
         };
         let command = match decoded {
             Ok(command) => command,
-            Err(rejection) => return self.reject(message, &rejection, ack, now),
+            Err(rejection) => {
+                self.open += 1;
+                return self.reject(message, &rejection, ack_to(delivery), now);
+            }
         };
+        // What comes again has perhaps been relayed before: then that was of no use.
+        if source == Source::Queue
+            && !is_again
+            && self.drain == Drain::Not
+            && let (Some(relay), Some(link)) = (&mut self.relay, &mut self.link)
+            && relay.pass_on(link, command.user(), delivery, now)
+        {
+            self.counters.relayed += 1;
+            return;
+        }
+        self.open += 1;
+        let ack = ack_to(delivery);
         let slot = self.slot_of(command.user());
         let user = &mut self.users[slot].user;
         match command {
@@ -376,10 +419,12 @@ impl Worker {
         let key = Key::new(&at.token).expect(BELIEF);
         match operation {
             Operation::Load | Operation::Verify => {
+                self.counters.loads += u64::from(operation == Operation::Load);
                 self.jetstream.kv_get(link, &self.names.bucket, key, tag, now);
             }
             Operation::Store { record, revision } => {
                 let bucket = &self.names.bucket;
+                self.counters.stores += 1;
                 self.jetstream.kv_put(link, bucket, key, &record, Some(revision), tag, now).expect(FITS);
             }
             Operation::LastSent => {
@@ -550,7 +595,7 @@ impl Worker {
     /// Asks for more messages, if there is room for them.
     fn pull(&mut self, now: Duration) {
         let Some(link) = self.link.as_mut().filter(|link| link.is_ready()) else { return };
-        if self.drain != Drain::Not {
+        if self.drain != Drain::Not || self.relay.as_ref().is_some_and(|relay| !relay.is_acquainted(now)) {
             return;
         }
         for (pull, paused_until) in self.pulls.iter_mut().zip(&self.paused_until) {
@@ -589,6 +634,10 @@ impl Worker {
 
 fn name_of(name: &str) -> Name<'_> {
     Name::new(name).expect("checked with the configuration")
+}
+
+fn ack_to(delivery: &Delivery<'_>) -> AckTo {
+    delivery.ack.subject().as_bytes().into()
 }
 
 /// A subject that the server's mapping has split over several streams ends in a number.
@@ -680,6 +729,12 @@ impl Logic for Worker {
         if !is_reading {
             link.heard(now);
         }
+        if link.is_ready()
+            && self.drain == Drain::Not
+            && let Some(relay) = &mut self.relay
+        {
+            relay.on_time(link, now);
+        }
         link.on_time(now)
     }
 
@@ -689,6 +744,9 @@ impl Logic for Worker {
         }
         self.drain = match &mut self.link {
             Some(link) if link.is_ready() => {
+                if let Some(relay) = &mut self.relay {
+                    relay.leave(link, now);
+                }
                 for at in 0..PULLS {
                     link.unsubscribe(Sid::from(PULL_SID + at as u64), now);
                 }
@@ -716,6 +774,12 @@ impl Logic for Worker {
             }
         }
         self.pull(now);
+        // Twice of what is open before we stop to pull: our own share of the queue is always below that.
+        if self.open < 2 * self.config.open_max
+            && let (Some(relay), Some(link)) = (&mut self.relay, &mut self.link)
+        {
+            relay.answer(link, now);
+        }
         if self.drain == Drain::Finishing && self.is_finished() {
             self.drain = Drain::Acknowledging(self.link.as_mut().expect("it is ready").fence(now));
         }

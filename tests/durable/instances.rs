@@ -9,26 +9,36 @@ use crate::world::on_each_server;
 #[test]
 fn instances_that_meet_at_every_user_lose_and_repeat_nothing() {
     on_each_server(|binary| {
-        let setup = Setup { pace: Duration::ZERO, ..Setup::new("no fault, three instances at full speed") };
-        chaos(&setup, vec![jetstream_server(binary)], |world| {
-            while world.goes_on() {
-                world.pause(100);
-            }
-        });
+        for (what, arguments) in [
+            ("no fault, three instances at full speed", &[][..]),
+            ("the same without affinity", &["--no-affinity"]),
+        ] {
+            let setup = Setup { pace: Duration::ZERO, arguments, ..Setup::new(what) };
+            chaos(&setup, vec![jetstream_server(binary)], |world| {
+                while world.goes_on() {
+                    world.pause(100);
+                }
+            });
+        }
     });
 }
 
 #[test]
 fn instances_killed_at_random_lose_and_repeat_nothing() {
     on_each_server(|binary| {
-        chaos(&Setup::new("instances killed"), vec![jetstream_server(binary)], |world| {
-            while world.goes_on() {
-                world.pause(400);
-                let at = world.any_instance();
-                world.kill_instance(at);
-                world.start_instance(at);
-            }
-        });
+        for (what, arguments) in
+            [("instances killed", &[][..]), ("instances killed, without affinity", &["--no-affinity"])]
+        {
+            let setup = Setup { arguments, ..Setup::new(what) };
+            chaos(&setup, vec![jetstream_server(binary)], |world| {
+                while world.goes_on() {
+                    world.pause(400);
+                    let at = world.any_instance();
+                    world.kill_instance(at);
+                    world.start_instance(at);
+                }
+            });
+        }
     });
 }
 
