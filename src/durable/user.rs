@@ -11,6 +11,10 @@
 //! At most one operation is in flight; what arrives meanwhile waits, and the next store takes all of it along. An
 //! operation whose answer never came counts as unknown: the record is loaded again, and tells.
 //!
+//! The first load may show an older record than the one that is there, even none: what is decided by it is refused by the
+//! bucket or by the output stream, like that of an instance that slept. What is loaded then must be the latest one, or it
+//! would be decided so again.
+//!
 //! A message is acknowledged when the stored record covers it. A change that changes nothing is covered by what was
 //! stored before: records only ever grow, so that holds also where this one is out of date.
 //!
@@ -25,8 +29,10 @@ use crate::message;
 /// What is to be done for a user next. One answer is awaited through [`User::on_done`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Operation {
-    /// Read the record.
+    /// Read the record; an older one will do.
     Load,
+    /// Read the record as it is now.
+    Reload,
     /// Write the record if its revision is still this one, 0 for none.
     Store {
         /// The whole record.
@@ -52,7 +58,7 @@ pub enum Operation {
 /// How an operation ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Done {
-    /// Of Load and Verify: the record and its revision, if there is one. No bytes stand for one that was deleted.
+    /// Of Load, Reload and Verify: the record and its revision, if there is one. No bytes stand for one that was deleted.
     Loaded(Option<(Vec<u8>, u64)>),
     /// Of Store and Send: done, and this is the new revision or sequence.
     Written(u64),
@@ -87,6 +93,8 @@ pub struct User<A> {
     id: UserId,
     /// As stored at `revision`, with `unstored` applied and perhaps one decision made; none before it is loaded.
     record: Option<Record>,
+    /// What was known was out of date, or may have been.
+    must_be_latest: bool,
     revision: u64,
     /// Changes that are not known to be stored, in the order they came.
     unstored: Vec<(AlarmId, Condition)>,
@@ -161,6 +169,7 @@ impl<A> User<A> {
         Self {
             id,
             record: None,
+            must_be_latest: false,
             revision: 0,
             unstored: Vec::new(),
             storing: 0,
@@ -243,7 +252,8 @@ impl<A> User<A> {
         let Some(record) = &mut self.record else {
             let has_work =
                 !self.unstored.is_empty() || !self.changes.next.is_empty() || !self.requests.next.is_empty();
-            return Ok(has_work.then(|| self.begin(Pending::Load, Operation::Load)));
+            let load = if self.must_be_latest { Operation::Reload } else { Operation::Load };
+            return Ok(has_work.then(|| self.begin(Pending::Load, load)));
         };
         if let Some((nonce, digest)) = record.outbox() {
             if self.unsure == Some(nonce) {
@@ -375,13 +385,14 @@ impl<A> User<A> {
             self.unstored.clear();
             self.acknowledged.append(&mut self.changes.next);
         }
-        (self.record, self.revision) = (Some(record), revision);
+        (self.record, self.revision, self.must_be_latest) = (Some(record), revision, false);
         Ok(())
     }
 
     /// Whatever is known may be out of date. All that waits is kept.
     fn forget_loaded(&mut self) {
         (self.record, self.storing, self.dirty, self.is_part) = (None, 0, false, false);
+        self.must_be_latest = true;
         self.changes.restart();
         self.requests.restart();
     }
@@ -507,7 +518,7 @@ mod tests {
         let mut theirs = Record::new(UserId(Id::new("ann").expect("a valid id")));
         theirs.apply(&alarm(), condition(3, Status::Critical));
         user.on_done(Done::Conflict).expect("nothing to read");
-        assert_eq!(step(&mut user), Some(Operation::Load));
+        assert_eq!(step(&mut user), Some(Operation::Reload));
         user.on_done(Done::Loaded(Some((theirs.encode(), 5)))).expect("a record");
         assert!(!user.acknowledged().contains(&3));
         assert!(matches!(step(&mut user), Some(Operation::Store { revision: 5, .. })));
@@ -530,7 +541,7 @@ mod tests {
         user.on_done(Done::Conflict).expect("nothing to read");
         assert_eq!(step(&mut user), Some(Operation::LastSent));
         user.on_done(Done::LastSent(Some((9, Nonce(2))))).expect("nothing to read");
-        assert_eq!(step(&mut user), Some(Operation::Load));
+        assert_eq!(step(&mut user), Some(Operation::Reload));
         user.on_done(old()).expect("a record");
         assert!(matches!(step(&mut user), Some(Operation::Store { revision: 5, .. })));
         user.on_done(Done::Written(10)).expect("nothing to read");
@@ -551,7 +562,7 @@ mod tests {
         theirs.decide(Nonce(1), |_, _| true);
         theirs.clear_outbox();
         user.on_done(Done::Conflict).expect("nothing to read");
-        assert_eq!(step(&mut user), Some(Operation::Load));
+        assert_eq!(step(&mut user), Some(Operation::Reload));
         user.on_done(Done::Loaded(Some((theirs.encode(), 5)))).expect("a record");
         assert!(
             matches!(step(&mut user), Some(Operation::Store { .. })),

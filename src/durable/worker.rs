@@ -418,8 +418,12 @@ impl Worker {
         let (at, tag) = (&mut self.users[slot], Tag::User(slot));
         let key = Key::new(&at.token).expect(BELIEF);
         match operation {
-            Operation::Load | Operation::Verify => {
-                self.counters.loads += u64::from(operation == Operation::Load);
+            Operation::Load => {
+                self.counters.loads += 1;
+                self.jetstream.kv_get_direct(link, &self.names.bucket, key, tag, now);
+            }
+            Operation::Reload | Operation::Verify => {
+                self.counters.loads += u64::from(operation == Operation::Reload);
                 self.jetstream.kv_get(link, &self.names.bucket, key, tag, now);
             }
             Operation::Store { record, revision } => {

@@ -1,7 +1,7 @@
 //! Instances of the durable mode against a simulated bucket, output stream and work queue: messages are delivered again,
-//! writes meet, answers are lost or late, packets arrive long after their sender has given them up, leaders change and
-//! deposed ones go on answering, instances stop for long or crash. One seed decides everything; every digest that the
-//! output stream takes is held against the oracle, and so is every acknowledgement.
+//! writes meet, answers are lost or late, first loads are answered with what was, packets arrive long after their sender
+//! has given them up, leaders change and deposed ones go on answering, instances stop for long or crash. One seed decides
+//! everything; every digest that the output stream takes is held against the oracle, and so is every acknowledgement.
 //!
 //! What is promised, and checked here:
 //!
@@ -176,6 +176,8 @@ struct World {
     messages: Vec<Message>,
     is_open: Vec<bool>,
     bucket: Leader<Records>,
+    /// All records that ever were, in order: any replica may still be at any of them.
+    history: BTreeMap<UserId, Vec<(Vec<u8>, u64)>>,
     output: Leader<Digests>,
     sequence: u64,
     oracle: Oracle,
@@ -207,6 +209,7 @@ impl World {
             messages: Vec::new(),
             is_open: Vec::new(),
             bucket: Leader::default(),
+            history: BTreeMap::new(),
             output: Leader::default(),
             sequence: 0,
             oracle: Oracle::default(),
@@ -437,7 +440,9 @@ impl World {
         let at = waiting[self.rng.usize(..waiting.len())];
         let packet = &self.packets[at];
         let absent_until = match packet.operation {
-            Operation::Load | Operation::Verify | Operation::Store { .. } => self.bucket.absent_until,
+            Operation::Load | Operation::Reload | Operation::Verify | Operation::Store { .. } => {
+                self.bucket.absent_until
+            }
             Operation::Send { .. } | Operation::LastSent => self.output.absent_until,
         };
         let is_lost = self.has_faults && self.rng.u32(..20) == 0;
@@ -458,7 +463,12 @@ impl World {
     fn obey(&mut self, id: &UserId, operation: Operation) -> Done {
         let is_stale = |until: u64, rng: &mut Rng| until > self.now && rng.bool();
         match operation {
-            Operation::Load | Operation::Verify => {
+            Operation::Load => {
+                let records = self.history.get(id).map_or(&[][..], Vec::as_slice);
+                let at = self.rng.usize(..=records.len());
+                Done::Loaded(at.checked_sub(1).map(|at| records[at].clone()))
+            }
+            Operation::Reload | Operation::Verify => {
                 let is_stale = is_stale(self.bucket.stale_until, &mut self.rng);
                 let records = if is_stale { &self.bucket.stale } else { &self.bucket.state };
                 Done::Loaded(records.get(id).cloned())
@@ -469,6 +479,7 @@ impl World {
                     return Done::Conflict;
                 }
                 self.sequence += 1;
+                self.history.entry(id.clone()).or_default().push((record.clone(), self.sequence));
                 self.bucket.state.insert(id.clone(), (record, self.sequence));
                 Done::Written(self.sequence)
             }
