@@ -12,14 +12,20 @@ use nats_server_fixture::Binary;
 use time::OffsetDateTime;
 
 /// `2026-11-24T12-03`, UTC.
+///
+/// # Errors
+/// None that is known.
 pub fn moment() -> Result<String> {
     let now = OffsetDateTime::now_utc();
     let (date, hour, minute) = (now.date(), now.hour(), now.minute());
     Ok(format!("{date}T{hour:02}-{minute:02}"))
 }
 
-/// As Markdown.
-pub fn describe(server: &Binary, rounds: usize) -> Result<String> {
+/// A comparison by the program `bin`, as Markdown.
+///
+/// # Errors
+/// When the machine does not say what it is.
+pub fn describe(bin: &str, server: &Binary, rounds: usize) -> Result<String> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
     let cpu = value(&cpuinfo, "model name").unwrap_or("unknown CPU");
     let cpus = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
@@ -53,7 +59,7 @@ pub fn describe(server: &Binary, rounds: usize) -> Result<String> {
     line(&mut text, "compiler", &output("rustc", &["--version"]).unwrap_or("unknown".into()))?;
     line(&mut text, "crates", &crates.join(", "))?;
     line(&mut text, "rounds", &rounds.to_string())?;
-    let command = "cargo run --release -p alarm-digest-benches --bin compare --";
+    let command = format!("cargo run --release -p alarm-digest-benches --bin {bin} --");
     line(&mut text, "command", &format!("`{}`", format!("{command} {}", arguments.join(" ")).trim()))?;
     Ok(text)
 }

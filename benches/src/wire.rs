@@ -64,6 +64,11 @@ impl Connection {
         Ok(connection)
     }
 
+    /// For what this connection has no word for, and the time to give it. Its output goes out with the next read.
+    pub fn session(&mut self) -> (&mut Session, Duration) {
+        (&mut self.session, self.epoch.elapsed())
+    }
+
     /// Puts a subscription into the output.
     ///
     /// # Panics

@@ -2,17 +2,14 @@
 //!
 //! Never: sending.
 
-use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use anyhow::{Context, Result};
 
 use super::latency::{Echo, fresh_pair, known_pair};
 use super::{SINK_COUNT, Target};
+use crate::digest::Digest;
 use crate::ledger::Ledger;
 use crate::wire::Connection;
 use crate::workload::{Encoded, Texts};
@@ -68,24 +65,6 @@ impl Barrier {
         (0..BARRIER_USERS).for_each(|user| encoded.push(subject, |out| self.texts.request(user, out)));
         encoded.bytes
     }
-}
-
-#[derive(Deserialize)]
-struct DigestText<'a> {
-    #[serde(rename = "UserID", borrow)]
-    user: Cow<'a, str>,
-    #[serde(rename = "ActiveAlarms", borrow)]
-    alarms: Vec<AlarmText<'a>>,
-}
-
-#[derive(Deserialize)]
-struct AlarmText<'a> {
-    #[serde(rename = "AlarmID", borrow)]
-    id: Cow<'a, str>,
-    #[serde(rename = "Status", borrow)]
-    status: Cow<'a, str>,
-    #[serde(rename = "LatestChangedAt", borrow)]
-    changed_at: Cow<'a, str>,
 }
 
 impl Observer {
@@ -171,29 +150,18 @@ fn on_digest(
     barrier: &mut Barrier,
     echo: Option<&mut Echo>,
 ) -> Result<()> {
-    let digest: DigestText = serde_json::from_slice(payload).context("expected a digest")?;
-    ensure!(!digest.alarms.is_empty(), "expected no digest when nothing is due");
-    let instant = |alarm: &AlarmText| OffsetDateTime::parse(&alarm.changed_at, &Rfc3339);
+    let digest = Digest::read(payload)?;
     if let Some(user) = barrier.texts.users.number(&digest.user) {
         let count =
-            barrier.texts.count(user, instant(&digest.alarms[0])?).context("not an instant we sent")?;
+            barrier.texts.count(user, digest.alarms[0].instant()?).context("not an instant we sent")?;
         let told = barrier.told.get_mut(user as usize).context("not a user of ours")?;
         *told = (count + 1).max(*told);
         return Ok(());
     }
     // Others may use the server too.
     let Some(user) = texts.users.number(&digest.user) else { return Ok(()) };
-    let mut last = None;
     let (mut known, mut fresh) = (None, None);
-    for alarm in &digest.alarms {
-        let pair = texts.alarms.number(&alarm.id).filter(|pair| pair / texts.alarms_per_user == user);
-        let pair = pair.context("not an alarm of this user")?;
-        let changed_at = instant(alarm)?;
-        let place = Some((changed_at, &alarm.id));
-        ensure!(last < place, "expected the oldest first");
-        last = place;
-        let count = texts.count(pair, changed_at).context("not an instant we sent")?;
-        ledger.tell(pair, count, &alarm.status);
+    digest.check_off(user, texts, ledger, |pair, count| {
         if echo.is_some() {
             if pair == known_pair(user) {
                 known = Some(count);
@@ -201,7 +169,7 @@ fn on_digest(
                 fresh = Some(count);
             }
         }
-    }
+    })?;
     if let Some(echo) = echo {
         echo.on_digest(user, known, fresh, at);
     }

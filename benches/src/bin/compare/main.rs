@@ -5,7 +5,6 @@
 //!
 //! Never: a number that is not in the record.
 
-mod place;
 mod plan;
 mod plot;
 mod record;
@@ -18,6 +17,7 @@ use std::time::{Duration, Instant};
 use alarm_digest::config::NatsArgs;
 use alarm_digest_benches::load::{Target, measure};
 use alarm_digest_benches::machine;
+use alarm_digest_benches::place;
 use alarm_digest_benches::report::Report;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -67,7 +67,7 @@ fn main() -> Result<ExitCode> {
     let measurements = plan::measurements(&cpus, cli.quick, &cli.only, &cli.variants);
     ensure!(!measurements.is_empty(), "no measurement of that name");
     let rounds = cli.rounds.unwrap_or(if cli.quick { 1 } else { 3 });
-    let place = place::describe(&server, rounds)?;
+    let place = place::describe("compare", &server, rounds)?;
     println!("{place}");
 
     let started = Instant::now();
