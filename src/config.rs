@@ -224,6 +224,17 @@ pub struct RunArgs {
     #[arg(value_parser = parse_any_span)]
     pub spin: Duration,
 
+    /// While messages come densely, how long a core lets them gather before it takes them together; 0s: never
+    #[arg(
+        long,
+        value_name = "TIME",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_COALESCE",
+        default_value = "1ms"
+    )]
+    #[arg(value_parser = parse_coalesce)]
+    pub coalesce: Duration,
+
     /// Quiet for so long: ask the server whether it lives; as long again without an answer: reconnect
     #[arg(
         long,
@@ -563,6 +574,9 @@ fn parse_queue_group(text: &str) -> Result<String, String> {
 /// Far beyond any use, and safe to be added to any time.
 const SPAN_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// A core that gathers answers nobody meanwhile; a server waits for its PING's answer for seconds, not for a tenth of one.
+const COALESCE_MAX: Duration = Duration::from_millis(100);
+
 /// A span that may be zero.
 fn parse_any_span(text: &str) -> Result<Duration, String> {
     let span = humantime::parse_duration(text).map_err(|error| error.to_string())?;
@@ -572,6 +586,12 @@ fn parse_any_span(text: &str) -> Result<Duration, String> {
 fn parse_span(text: &str) -> Result<Duration, String> {
     let span = parse_any_span(text)?;
     if span < Duration::from_millis(1) { Err(format!("expected at least 1ms, got {text}")) } else { Ok(span) }
+}
+
+/// A span that a whole core may sleep without missing anything of importance.
+fn parse_coalesce(text: &str) -> Result<Duration, String> {
+    let span = parse_any_span(text)?;
+    if span > COALESCE_MAX { Err(format!("expected at most 100ms, got {text}")) } else { Ok(span) }
 }
 
 /// CPUs in the order given.

@@ -2,12 +2,14 @@
 //!
 //! One task and one loop. Each turn asks everything that could have something for the logic, and the task sleeps only
 //! when nothing had: then each of them has its waker. A task per direction would wake the executor as often again, and
-//! a wake-up is what glommio is dear at.
+//! a wake-up is what glommio is dear at. `pace` says how a core waits: by looking again, which goes to the socket without
+//! the executor, or by sleeping in it.
 //!
 //! Never: a decision about messages. Those are `shard`'s and `worker`'s.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, Read};
+use std::net;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -18,6 +20,7 @@ use alarm_digest::config::Server;
 use alarm_digest::durable::backlog::{Backlog, News};
 use alarm_digest::logic::{Counters, Logic, Notice};
 use alarm_digest::mesh::Mesh;
+use alarm_digest::pace::{Found, Pace, Step};
 use alarm_digest::shard::{Mail, ShardId};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::Task;
@@ -43,6 +46,8 @@ pub struct Common {
     pub servers: Vec<Server>,
     pub connect_timeout: Duration,
     pub reconnect_delay_max: Duration,
+    /// How each core begins to pace itself.
+    pub pace: Pace,
     pub mesh: Mesh<Mail>,
     pub stop: Stop,
     /// Called by each core when it is connected for the first time.
@@ -70,8 +75,15 @@ pub struct Driver<L> {
     buffer: ReceiveBuffer,
     /// The last read or decode found everything used: only a read can bring more.
     is_dry: bool,
+    /// The last read filled its space, so that there is likely more.
+    is_full: bool,
+    pace: Pace,
+    /// How the next turn looks.
+    step: Step,
     inbox: Vec<Mail>,
     epoch: Instant,
+    /// When the logic is told the time next, and what wakes a core for it that sleeps.
+    tick_at: Duration,
     timer: Option<Timer>,
     /// Failures in a row; a link that did not live for long is one.
     attempts: u32,
@@ -86,9 +98,13 @@ enum Link {
     Waiting(Timer),
     /// In a task of its own: glommio's `spawn_blocking` remembers a waker for each time it is polled, and panics after
     /// 32,767 of them, while mail may wake this core as often during one attempt.
-    Connecting(Task<io::Result<TcpStream>>),
+    Connecting(Task<io::Result<(TcpStream, net::TcpStream)>>),
     Up {
+        /// The socket as the executor knows it, which wakes us.
         stream: TcpStream,
+        /// The same socket for looking without the executor: nothing but one `recv`, while a poll of the executor's ring costs
+        /// several system calls and finds data only after the next turn of its own.
+        direct: net::TcpStream,
         /// Nothing can be written any more. What the server sent before that is ours and is read to its end, which says why;
         /// output goes nowhere meanwhile, so that it holds nothing back, and is proved to nobody.
         is_mute: bool,
@@ -102,12 +118,16 @@ impl<L: Logic> Driver<L> {
             logic,
             // Cores that start together begin at different servers, so that the load is spread.
             server_next: id.0,
+            pace: common.pace.clone(),
+            step: Step::Look,
             common,
             link: Link::Waiting(Timer::new(Duration::ZERO)),
             buffer: ReceiveBuffer::new(Limits::client()),
             is_dry: true,
+            is_full: false,
             inbox: Vec::new(),
             epoch: Instant::now(),
+            tick_at: TICK,
             timer: None,
             attempts: 0,
             ready_at: None,
@@ -118,7 +138,7 @@ impl<L: Logic> Driver<L> {
     /// Runs until drained or aborted.
     pub async fn run(mut self) -> Report {
         loop {
-            std::future::poll_fn(|cx| self.poll_turn(cx)).await;
+            std::future::poll_fn(|cx| self.poll_step(cx)).await;
             let is_aborted = self.common.stop.stage() == Stage::Abort;
             if self.logic.is_drained() || is_aborted {
                 break;
@@ -127,7 +147,7 @@ impl<L: Logic> Driver<L> {
             glommio::yield_if_needed().await;
         }
         if let Link::Up { stream, .. } = &self.link {
-            let _ = stream.shutdown(std::net::Shutdown::Both).await;
+            let _ = stream.shutdown(net::Shutdown::Both).await;
         }
         let (users, alarms) = self.logic.holds();
         Report {
@@ -139,9 +159,34 @@ impl<L: Logic> Driver<L> {
         }
     }
 
-    /// Ready when anything was done; pending when there was nothing to do and whatever could change that has a waker.
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// One turn, and what `pace` makes of it. Pending only after [`Step::Park`], with nothing to do: then whatever could change
+    /// that has a waker.
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let step = self.step;
+        let found = match step {
+            Step::Park => self.turn(cx),
+            Step::Look => self.turn(&mut Context::from_waker(Waker::noop())),
+            Step::Gather(span) => {
+                // The whole core: a timer of the executor would cost more than it saves. Nobody else lives here.
+                std::thread::sleep(span);
+                self.turn(&mut Context::from_waker(Waker::noop()))
+            }
+        };
+        if (step, found) == (Step::Park, Found::Nothing) {
+            self.step = Step::Look;
+            return Poll::Pending;
+        }
+        // Without a link there is nothing to look at, and the executor has a connection to make.
+        self.step = match &self.link {
+            Link::Up { .. } => self.pace.next(found, self.epoch.elapsed()),
+            _ => Step::Park,
+        };
+        Poll::Ready(())
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) -> Found {
         let now = self.epoch.elapsed();
+        self.is_full = false;
         let mut did = self.poll_stop(cx, now);
         // What has come is taken before the time is told: after a long pause of the whole process the server's answers are
         // here already.
@@ -152,7 +197,11 @@ impl<L: Logic> Driver<L> {
         did |= self.poll_write(cx, now);
         did |= self.poll_mail_out(cx);
         self.say_notices();
-        if did { Poll::Ready(()) } else { Poll::Pending }
+        match did {
+            false => Found::Nothing,
+            true if self.is_full || !self.is_dry => Found::More,
+            true => Found::Some,
+        }
     }
 
     fn poll_stop(&mut self, cx: &Context<'_>, now: Duration) -> bool {
@@ -168,11 +217,15 @@ impl<L: Logic> Driver<L> {
     }
 
     fn poll_time(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
-        let timer = self.timer.get_or_insert_with(|| Timer::new(TICK));
-        if Pin::new(timer).poll(cx).is_pending() {
+        if self.step == Step::Park {
+            let left = self.tick_at.saturating_sub(now);
+            let timer = self.timer.get_or_insert_with(|| Timer::new(left));
+            let _ = Pin::new(timer).poll(cx);
+        }
+        if now < self.tick_at {
             return false;
         }
-        self.timer = None;
+        (self.tick_at, self.timer) = (now + TICK, None);
         if let Err(fault) = self.logic.on_time(now, wall_clock()) {
             self.lose_link(&fault);
         }
@@ -190,8 +243,8 @@ impl<L: Logic> Driver<L> {
             }
             Link::Connecting(opening) => match Pin::new(opening).poll(cx) {
                 Poll::Pending => false,
-                Poll::Ready(Ok(stream)) => {
-                    self.link = Link::Up { stream, is_mute: false };
+                Poll::Ready(Ok((stream, direct))) => {
+                    self.link = Link::Up { stream, direct, is_mute: false };
                     (self.buffer, self.is_dry) = (ReceiveBuffer::new(Limits::client()), true);
                     self.logic.on_link(now);
                     true
@@ -233,16 +286,24 @@ impl<L: Logic> Driver<L> {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Link::Up { stream, .. } = &mut self.link else { unreachable!("only a link that is up is read") };
-        match ready!(Pin::new(stream).poll_read(cx, self.buffer.space()))? {
-            0 => {
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "server closed the connection")))
-            }
-            bytes => {
-                self.buffer.filled(bytes);
-                Poll::Ready(Ok(()))
-            }
+        let Link::Up { stream, direct, .. } = &mut self.link else {
+            unreachable!("only a link that is up is read")
+        };
+        let space = self.buffer.space();
+        let bytes = match self.step {
+            Step::Park => ready!(Pin::new(stream).poll_read(cx, space))?,
+            Step::Look | Step::Gather(_) => match direct.read(space) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                read => read?,
+            },
+        };
+        if bytes == 0 {
+            let error = io::Error::new(io::ErrorKind::UnexpectedEof, "server closed the connection");
+            return Poll::Ready(Err(error));
         }
+        self.is_full = bytes == space.len();
+        self.buffer.filled(bytes);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_mail_in(&mut self, cx: &mut Context<'_>) -> bool {
@@ -257,7 +318,7 @@ impl<L: Logic> Driver<L> {
 
     fn poll_write(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
         let mut did = false;
-        while let Link::Up { stream, is_mute } = &mut self.link
+        while let Link::Up { stream, is_mute, .. } = &mut self.link
             && !self.logic.output().is_empty()
         {
             match Pin::new(stream).poll_write(cx, self.logic.output()) {
@@ -286,13 +347,16 @@ impl<L: Logic> Driver<L> {
     }
 
     /// Resolving and connecting block, so a thread beside the executor does it.
-    fn open(&mut self) -> impl Future<Output = io::Result<TcpStream>> + 'static {
+    fn open(&mut self) -> impl Future<Output = io::Result<(TcpStream, net::TcpStream)>> + 'static {
         let servers = &self.common.servers;
         let server = servers[self.server_next % servers.len()].clone();
         let timeout = self.common.connect_timeout;
         async move {
             let socket = glommio::executor().spawn_blocking(move || connect(&server, timeout)).await?;
-            Ok(TcpStream::from(socket))
+            let direct = socket.try_clone()?;
+            // Of both, since it is one socket. glommio does not mind.
+            direct.set_nonblocking(true)?;
+            Ok((TcpStream::from(socket), direct.into()))
         }
     }
 

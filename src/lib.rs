@@ -14,6 +14,7 @@
 //! | [`shard`] | one core's whole logic in memory mode: bytes and mail in, bytes and mail out |
 //! | [`durable`] | the same in durable mode: the record of a user, its state machine, who is there to look after it, the worker |
 //! | [`mesh`] | mail between cores: a table of bounded inboxes |
+//! | [`pace`] | when a core looks again, lets work gather, or sleeps |
 //! | [`config`] | arguments to configuration |
 //! | `nats_wire` | the codec and one connection's session, a crate of its own in `proto/` |
 //!
@@ -22,7 +23,7 @@
 //! name to a socket), `verify` (the smoke test), `state` (what is known of one user in durable mode), `client` and
 //! `ask` (a blocking client, and JetStream over it).
 //!
-//! Who may know whom: `driver` knows `logic` and `mesh`; `shard` and `durable` know `book`, `message` and `nats_wire`;
+//! Who may know whom: `driver` knows `logic`, `mesh` and `pace`; `shard` and `durable` know `book`, `message` and `nats_wire`;
 //! `book` knows `alarm` and `alarms`; `nats_wire` knows nobody. Never the other way round. What is due is decided in
 //! `book` alone, in both modes.
 //!
@@ -37,4 +38,5 @@ pub mod durable;
 pub mod logic;
 pub mod mesh;
 pub mod message;
+pub mod pace;
 pub mod shard;

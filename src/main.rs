@@ -23,6 +23,7 @@ use alarm_digest::durable::worker::Worker;
 use alarm_digest::logic::{Counters, Logic};
 use alarm_digest::mesh::Mesh;
 use alarm_digest::message::Reason;
+use alarm_digest::pace::Pace;
 use alarm_digest::shard::{Shard, ShardId};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
@@ -99,6 +100,7 @@ fn run_cores<L: Logic + 'static>(
         servers: cli.nats.servers().map_err(anyhow::Error::msg)?,
         connect_timeout: cli.nats.connect_timeout,
         reconnect_delay_max: cli.run.reconnect_delay_max,
+        pace: Pace::new(cli.run.spin, cli.run.coalesce),
         mesh: Mesh::new(cores, cli.run.mail_max as usize),
         stop: Stop::new(cores),
         on_first_ready: Box::new(say_started(cpus.clone())),
@@ -114,7 +116,6 @@ fn run_cores<L: Logic + 'static>(
             // Memory for files that glommio would lock; there are none.
             .io_memory(64 << 10)
             .preempt_timer(Duration::from_millis(10))
-            .spin_before_park(cli.run.spin)
             .spawn(move || Driver::new(id, logic(id), common).run())
             .map_err(|error| anyhow!("cannot start a core on CPU {cpu}: {error}"))?;
         handles.push(handle);

@@ -153,7 +153,7 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 fn verify_all(programs: &Path, server: &Binary, measurements: &[Measurement]) -> Result<()> {
     for variant in Variant::ALL {
         let is_measured = measurements.iter().any(|measurement| measurement.variants.contains(&variant));
-        if !is_measured || variant == Variant::Floor || variant.spins() {
+        if !is_measured || variant == Variant::Floor || variant.is_other_setting() {
             continue;
         }
         let server = Server::start(server)?;

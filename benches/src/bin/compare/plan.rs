@@ -13,19 +13,23 @@ use alarm_digest_benches::workload::Skew;
 pub enum Variant {
     Service,
     ServiceSpinning,
+    ServicePrompt,
     PerCore,
     PerCoreSpinning,
+    PerCorePrompt,
     Stealing,
     AsyncNats,
     Floor,
 }
 
 impl Variant {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Service,
         Self::ServiceSpinning,
+        Self::ServicePrompt,
         Self::PerCore,
         Self::PerCoreSpinning,
+        Self::PerCorePrompt,
         Self::Stealing,
         Self::AsyncNats,
         Self::Floor,
@@ -35,8 +39,10 @@ impl Variant {
         match self {
             Self::Service => "service",
             Self::ServiceSpinning => "service, spinning",
+            Self::ServicePrompt => "service, not coalescing",
             Self::PerCore => "tokio per core",
             Self::PerCoreSpinning => "tokio per core, spinning",
+            Self::PerCorePrompt => "tokio per core, not coalescing",
             Self::Stealing => "tokio stealing",
             Self::AsyncNats => "async-nats",
             Self::Floor => "floor",
@@ -48,16 +54,22 @@ impl Variant {
         match self {
             Self::Service => ("alarm-digest", &[]),
             Self::ServiceSpinning => ("alarm-digest", &["--spin", "1h"]),
+            Self::ServicePrompt => ("alarm-digest", &["--coalesce", "0s"]),
             Self::PerCore => ("tokio-variant", &["--runtime", "per-core"]),
             Self::PerCoreSpinning => ("tokio-variant", &["--runtime", "per-core", "--spin", "1h"]),
+            Self::PerCorePrompt => ("tokio-variant", &["--runtime", "per-core", "--coalesce", "0s"]),
             Self::Stealing => ("tokio-variant", &["--runtime", "stealing"]),
             Self::AsyncNats => ("async-nats-variant", &[]),
             Self::Floor => ("floor", &[]),
         }
     }
 
-    pub fn spins(self) -> bool {
-        matches!(self, Self::ServiceSpinning | Self::PerCoreSpinning)
+    /// A program that is in the list by itself, with another argument.
+    pub fn is_other_setting(self) -> bool {
+        matches!(
+            self,
+            Self::ServiceSpinning | Self::ServicePrompt | Self::PerCoreSpinning | Self::PerCorePrompt
+        )
     }
 }
 
@@ -159,7 +171,8 @@ pub fn measurements(cpus: &[usize], quick: bool, only: &[String], of: &[String])
             tick: Duration::from_micros(500),
             requests_every: 100,
         };
-        let (layout, variants) = (together(cores), all.clone());
+        let variants = [&all[..], &[ServicePrompt, PerCorePrompt]].concat();
+        let layout = together(cores);
         plan.push(Measurement { name: "paced", job, shape: shape(10_000, 10), layout, variants });
     }
     let job = Job::Latency { rate: 1000.0, time: seconds(if quick { 1 } else { 5 }) };

@@ -44,13 +44,13 @@ pub fn write(record: &Record, dir: &Path) -> Result<()> {
 }
 
 /// The same colour for a variant in every plot: blue ours, orange and red tokio's, green the official client, grey the
-/// floor. Lighter when it spins.
+/// floor. Lighter when it spins or does not coalesce.
 fn colour(variant: &str) -> RGBColor {
     match variant {
         "service" => RGBColor(31, 90, 180),
-        "service, spinning" => RGBColor(110, 170, 240),
+        "service, spinning" | "service, not coalescing" => RGBColor(110, 170, 240),
         "tokio per core" => RGBColor(225, 115, 20),
-        "tokio per core, spinning" => RGBColor(250, 185, 120),
+        "tokio per core, spinning" | "tokio per core, not coalescing" => RGBColor(250, 185, 120),
         "tokio stealing" => RGBColor(190, 40, 45),
         "async-nats" => RGBColor(50, 145, 70),
         _ => RGBColor(130, 130, 130),

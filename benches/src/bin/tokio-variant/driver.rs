@@ -1,22 +1,22 @@
 //! The service's driver, step for step, on tokio: one task and one loop per shard.
 //!
-//! Where tokio has a cheaper way than glommio it is taken. `poll_read` and `poll_write` clear the readiness themselves
-//! after less than was asked for, so that a wake-up costs an `epoll_wait` and a `recv`; `try_read` would need another
-//! `recv` to learn that there is no more.
+//! It looks and sleeps as the service does, by the same `pace`, and looks without the runtime as well.
 //!
 //! Never: a decision about messages. Those are `shard`'s.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, Read};
+use std::net;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alarm_digest::alarm::Timestamp;
 use alarm_digest::config::Server;
 use alarm_digest::logic::{Counters, Logic, Notice};
 use alarm_digest::mesh::Mesh;
+use alarm_digest::pace::{Found, Pace, Step};
 use alarm_digest::shard::{Mail, Shard, ShardId};
 use nats_wire::{Limits, ReceiveBuffer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -37,8 +37,7 @@ pub struct Common {
     pub servers: Vec<Server>,
     pub connect_timeout: Duration,
     pub reconnect_delay_max: Duration,
-    /// How long a driver looks again and again before it sleeps.
-    pub spin: Duration,
+    pub pace: Pace,
     pub mesh: Mesh<Mail>,
     pub stop: Stop,
     /// Called by each driver when it is connected for the first time.
@@ -63,23 +62,29 @@ pub struct Driver {
     buffer: ReceiveBuffer,
     /// The last read or decode found everything used: only a read can bring more.
     is_dry: bool,
+    is_full: bool,
+    pace: Pace,
+    step: Step,
     inbox: Vec<Mail>,
     epoch: Instant,
-    /// None until the first turn, which is the first moment inside a runtime.
+    tick_at: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     attempts: u32,
     ready_at: Option<Duration>,
     server_next: usize,
     has_been_ready: bool,
-    idle_since: Option<Instant>,
 }
+
+/// One socket: as the runtime knows it, and for looking without the runtime.
+type Socket = (TcpStream, net::TcpStream);
 
 enum Link {
     /// None: at once.
     Waiting(Option<Pin<Box<Sleep>>>),
-    Connecting(Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>),
+    Connecting(Pin<Box<dyn Future<Output = io::Result<Socket>> + Send>>),
     Up {
         stream: TcpStream,
+        direct: net::TcpStream,
         is_mute: bool,
     },
 }
@@ -90,38 +95,36 @@ impl Driver {
             id,
             shard,
             server_next: id.0,
+            pace: common.pace.clone(),
+            step: Step::Look,
             common,
             link: Link::Waiting(None),
             buffer: ReceiveBuffer::new(Limits::client()),
             is_dry: true,
+            is_full: false,
             inbox: Vec::new(),
             epoch: Instant::now(),
+            tick_at: TICK,
             timer: None,
             attempts: 0,
             ready_at: None,
             has_been_ready: false,
-            idle_since: None,
         }
     }
 
     /// Runs until drained or aborted.
     pub async fn run(mut self) -> Report {
+        let mut yielded_at = Instant::now();
         loop {
-            let did = std::future::poll_fn(|cx| match self.poll_turn(cx) {
-                Poll::Pending if self.spins() => Poll::Ready(false),
-                Poll::Pending => Poll::Pending,
-                Poll::Ready(()) => Poll::Ready(true),
-            })
-            .await;
+            std::future::poll_fn(|cx| self.poll_step(cx)).await;
             let is_aborted = self.common.stop.stage() == Stage::Abort;
             if self.shard.is_drained() || is_aborted {
                 break;
             }
-            if did {
-                self.idle_since = None;
-            } else {
-                // The runtime looks at its sockets before it comes back.
+            // As often as glommio's `yield_if_needed`.
+            if yielded_at.elapsed() >= Duration::from_millis(10) {
                 tokio::task::yield_now().await;
+                yielded_at = Instant::now();
             }
         }
         Report {
@@ -131,18 +134,30 @@ impl Driver {
         }
     }
 
-    /// Whether to look again instead of sleeping; always asked after a turn without anything to do.
-    fn spins(&mut self) -> bool {
-        let spin = self.common.spin;
-        let spins = !spin.is_zero() && self.idle_since.get_or_insert_with(Instant::now).elapsed() < spin;
-        if !spins {
-            self.idle_since = None;
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let step = self.step;
+        let found = match step {
+            Step::Park => self.turn(cx),
+            Step::Look => self.turn(&mut Context::from_waker(Waker::noop())),
+            Step::Gather(span) => {
+                std::thread::sleep(span);
+                self.turn(&mut Context::from_waker(Waker::noop()))
+            }
+        };
+        if (step, found) == (Step::Park, Found::Nothing) {
+            self.step = Step::Look;
+            return Poll::Pending;
         }
-        spins
+        self.step = match &self.link {
+            Link::Up { .. } => self.pace.next(found, self.epoch.elapsed()),
+            _ => Step::Park,
+        };
+        Poll::Ready(())
     }
 
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn turn(&mut self, cx: &mut Context<'_>) -> Found {
         let now = self.epoch.elapsed();
+        self.is_full = false;
         let mut did = self.poll_stop(cx, now);
         did |= self.poll_link(cx, now);
         did |= self.poll_time(cx, now);
@@ -151,7 +166,11 @@ impl Driver {
         did |= self.poll_write(cx, now);
         did |= self.poll_mail_out(cx);
         self.say_notices();
-        if did { Poll::Ready(()) } else { Poll::Pending }
+        match did {
+            false => Found::Nothing,
+            true if self.is_full || !self.is_dry => Found::More,
+            true => Found::Some,
+        }
     }
 
     fn poll_stop(&mut self, cx: &Context<'_>, now: Duration) -> bool {
@@ -166,11 +185,15 @@ impl Driver {
     }
 
     fn poll_time(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(TICK)));
-        if timer.as_mut().poll(cx).is_pending() {
+        if self.step == Step::Park {
+            let left = self.tick_at.saturating_sub(now);
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(left)));
+            let _ = timer.as_mut().poll(cx);
+        }
+        if now < self.tick_at {
             return false;
         }
-        timer.as_mut().reset(tokio::time::Instant::now() + TICK);
+        (self.tick_at, self.timer) = (now + TICK, None);
         if let Err(fault) = self.shard.on_time(now, wall_clock()) {
             self.lose_link(&fault);
         }
@@ -188,8 +211,8 @@ impl Driver {
             }
             Link::Connecting(opening) => match opening.as_mut().poll(cx) {
                 Poll::Pending => false,
-                Poll::Ready(Ok(stream)) => {
-                    self.link = Link::Up { stream, is_mute: false };
+                Poll::Ready(Ok((stream, direct))) => {
+                    self.link = Link::Up { stream, direct, is_mute: false };
                     (self.buffer, self.is_dry) = (ReceiveBuffer::new(Limits::client()), true);
                     self.shard.on_link(now);
                     true
@@ -229,18 +252,28 @@ impl Driver {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Link::Up { stream, .. } = &mut self.link else { unreachable!("only a link that is up is read") };
-        let mut space = ReadBuf::new(self.buffer.space());
-        ready!(Pin::new(stream).poll_read(cx, &mut space))?;
-        match space.filled().len() {
-            0 => {
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "server closed the connection")))
+        let Link::Up { stream, direct, .. } = &mut self.link else {
+            unreachable!("only a link that is up is read")
+        };
+        let space = self.buffer.space();
+        let bytes = match self.step {
+            Step::Park => {
+                let mut space = ReadBuf::new(space);
+                ready!(Pin::new(stream).poll_read(cx, &mut space))?;
+                space.filled().len()
             }
-            bytes => {
-                self.buffer.filled(bytes);
-                Poll::Ready(Ok(()))
-            }
+            Step::Look | Step::Gather(_) => match direct.read(space) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                read => read?,
+            },
+        };
+        if bytes == 0 {
+            let error = io::Error::new(io::ErrorKind::UnexpectedEof, "server closed the connection");
+            return Poll::Ready(Err(error));
         }
+        self.is_full = bytes == space.len();
+        self.buffer.filled(bytes);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_mail_in(&mut self, cx: &mut Context<'_>) -> bool {
@@ -255,7 +288,7 @@ impl Driver {
 
     fn poll_write(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
         let mut did = false;
-        while let Link::Up { stream, is_mute } = &mut self.link
+        while let Link::Up { stream, is_mute, .. } = &mut self.link
             && !self.shard.output().is_empty()
         {
             match Pin::new(stream).poll_write(cx, self.shard.output()) {
@@ -284,14 +317,15 @@ impl Driver {
     }
 
     /// Resolving and connecting block, so a thread beside the runtime does it.
-    fn open(&mut self) -> impl Future<Output = io::Result<TcpStream>> + Send + 'static {
+    fn open(&mut self) -> impl Future<Output = io::Result<Socket>> + Send + 'static {
         let server = self.server().clone();
         let timeout = self.common.connect_timeout;
         async move {
             let connecting = tokio::task::spawn_blocking(move || connect(&server, timeout));
             let socket = connecting.await.map_err(io::Error::other)??;
             socket.set_nonblocking(true)?;
-            TcpStream::from_std(socket.into())
+            let direct = socket.try_clone()?;
+            Ok((TcpStream::from_std(socket.into())?, direct.into()))
         }
     }
 

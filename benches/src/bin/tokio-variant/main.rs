@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use alarm_digest::config::{Cli, Server};
 use alarm_digest::logic::Counters;
 use alarm_digest::mesh::Mesh;
+use alarm_digest::pace::Pace;
 use alarm_digest::shard::{Shard, ShardId};
 use alarm_digest_benches::machine;
 use anyhow::{Context, Result};
@@ -66,7 +67,7 @@ fn main() -> Result<ExitCode> {
         servers: cli.nats.servers().map_err(anyhow::Error::msg)?,
         connect_timeout: cli.nats.connect_timeout,
         reconnect_delay_max: cli.run.reconnect_delay_max,
-        spin: cli.run.spin,
+        pace: Pace::new(cli.run.spin, cli.run.coalesce),
         mesh: Mesh::new(cores, config.mail_max),
         stop: Stop::new(cores),
         on_first_ready: Box::new(say_started(cores)),
