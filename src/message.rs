@@ -3,8 +3,8 @@
 //! What is accepted: one JSON object in UTF-8 whose fields, in any case, are strings; unknown fields are skipped.
 //! What is not is refused with a [`Reason`] to count and a sentence that says what was expected and what came.
 //!
-//! serde_json is the one definition of what is accepted. `scan` is a short cut for the usual shape that gives the same
-//! or nothing.
+//! serde_json and `time` are the one definition of what is accepted. `scan` is a short cut for the usual shape that gives
+//! the same or nothing.
 //!
 //! Never: a subject, a socket, a decision about what is due.
 
@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use time::format_description::well_known::Rfc3339;
-use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, UtcDateTime, UtcOffset};
+use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
 
 use crate::alarm::{AlarmId, Change, Command, Condition, Digest, Id, Status, Timestamp, UserId};
 
@@ -34,12 +34,7 @@ const REPEATED_BYTES_MAX: usize = 64;
 /// # Errors
 /// [`Rejection`], when it is not a change.
 pub fn decode_change(payload: &[u8]) -> Result<Command, Rejection> {
-    let fields = Fields::parse(payload)?;
-    let user = fields.user()?;
-    let alarm = AlarmId(fields.id(ALARM_ID)?);
-    let status = parse_status(fields.text(STATUS)?)?;
-    let changed_at = parse_timestamp(fields.text(CHANGED_AT)?)?;
-    Ok(Command::Apply(Change { user, alarm, condition: Condition::new(changed_at, status) }))
+    scan::change(payload).map_or_else(|| any_change(payload), Ok).map(Command::Apply)
 }
 
 /// Reads the payload of a `SendAlarmDigest`.
@@ -47,7 +42,35 @@ pub fn decode_change(payload: &[u8]) -> Result<Command, Rejection> {
 /// # Errors
 /// [`Rejection`], when it names no user.
 pub fn decode_request(payload: &[u8]) -> Result<Command, Rejection> {
-    Fields::parse(payload)?.user().map(Command::SendDigest)
+    scan::request(payload).map_or_else(|| any_request(payload), Ok).map(Command::SendDigest)
+}
+
+/// Holds the short cut against the definition.
+///
+/// # Panics
+/// When it takes what it should not, or takes it for something else.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub fn compare(payload: &[u8]) {
+    if let Some(change) = scan::change(payload) {
+        assert_eq!(Ok(change), any_change(payload), "{}", payload.escape_ascii());
+    }
+    if let Some(user) = scan::request(payload) {
+        assert_eq!(Ok(user), any_request(payload), "{}", payload.escape_ascii());
+    }
+}
+
+fn any_change(payload: &[u8]) -> Result<Change, Rejection> {
+    let fields = Fields::parse(payload)?;
+    let user = fields.user()?;
+    let alarm = AlarmId(fields.id(ALARM_ID)?);
+    let status = parse_status(fields.text(STATUS)?)?;
+    let changed_at = parse_timestamp(fields.text(CHANGED_AT)?)?;
+    Ok(Change { user, alarm, condition: Condition::new(changed_at, status) })
+}
+
+fn any_request(payload: &[u8]) -> Result<UserId, Rejection> {
+    Fields::parse(payload)?.user()
 }
 
 /// Writes a digest as one JSON object, or as several where one would exceed `bytes_max`: each valid by itself, the
@@ -143,46 +166,6 @@ fn parse_status(text: &str) -> Result<Status, Rejection> {
 /// RFC 3339, section 5.6, to the instant it names. Digits beyond nanoseconds are cut. A leap second is taken as the
 /// last nanosecond before the next minute, so that it stays after all that came before it.
 fn parse_timestamp(text: &str) -> Result<Timestamp, Rejection> {
-    usual_timestamp(text.as_bytes()).map_or_else(|| any_timestamp(text), Ok)
-}
-
-/// A short cut for the usual form, `2006-01-02T15:04:05Z` with or without a fraction of at most nine digits, in years
-/// from 1970 on: the same as [`any_timestamp`] or nothing.
-fn usual_timestamp(text: &[u8]) -> Option<Timestamp> {
-    let (
-        [y1, y2, y3, y4, b'-', mo1, mo2, b'-', d1, d2, b'T', h1, h2, b':', m1, m2, b':', s1, s2],
-        [fraction @ .., b'Z'],
-    ) = text.split_first_chunk()?
-    else {
-        return None;
-    };
-    let year = i32::from(two(*y1, *y2)?) * 100 + i32::from(two(*y3, *y4)?);
-    let date =
-        Date::from_calendar_date(year, Month::try_from(two(*mo1, *mo2)?).ok()?, two(*d1, *d2)?).ok()?;
-    let (hour, minute, second) =
-        (u32::from(two(*h1, *h2)?), u32::from(two(*m1, *m2)?), u32::from(two(*s1, *s2)?));
-    let nanos = match fraction {
-        [] => 0,
-        [b'.', digits @ ..] if matches!(digits.len(), 1..=9) && digits.iter().all(u8::is_ascii_digit) => {
-            digits.iter().fold(0, |nanos, digit| nanos * 10 + u32::from(digit - b'0'))
-                * 10_u32.pow(9 - digits.len() as u32)
-        }
-        _ => return None,
-    };
-    let days = date.to_julian_day() - UtcDateTime::UNIX_EPOCH.date().to_julian_day();
-    let is_time = hour < 24 && minute < 60 && second < 60;
-    (is_time && days >= 0).then(|| {
-        Timestamp::new(i64::from(days) * 86_400 + i64::from(hour * 3600 + minute * 60 + second), nanos)
-    })
-}
-
-/// The number that two digits write.
-fn two(tens: u8, ones: u8) -> Option<u8> {
-    let (tens, ones) = (tens.wrapping_sub(b'0'), ones.wrapping_sub(b'0'));
-    (tens < 10 && ones < 10).then(|| tens * 10 + ones)
-}
-
-fn any_timestamp(text: &str) -> Result<Timestamp, Rejection> {
     // `time` takes any byte between date and time, and offsets that no RFC 3339 text can have are refused by it.
     let has_t = matches!(text.as_bytes().get(10), Some(b'T' | b't'));
     let parsed = OffsetDateTime::parse(text, &Rfc3339).ok().filter(|_| has_t);
@@ -220,13 +203,12 @@ fn write_timestamp(timestamp: Timestamp, out: &mut Vec<u8>) {
 }
 
 /// The known fields of one JSON object, as far as they are there.
-#[derive(Default, PartialEq, Eq, Debug)]
+#[derive(Default)]
 struct Fields<'de> {
     values: [Option<Value<'de>>; FIELDS.len()],
     duplicate: Option<usize>,
 }
 
-#[derive(PartialEq, Eq, Debug)]
 enum Value<'de> {
     Text(Cow<'de, str>),
     /// What came instead of a string.
@@ -243,10 +225,6 @@ impl<'de> Fields<'de> {
             let at = error.valid_up_to();
             Rejection::new(Reason::NotUtf8, format!("expected UTF-8, got byte 0x{:02x} at {at}", payload[at]))
         })?;
-        scan::fields(text).map_or_else(|| Self::parse_any(text), Ok)
-    }
-
-    fn parse_any(text: &'de str) -> Result<Self, Rejection> {
         let fields: Self = serde_json::from_str(text).map_err(|error| {
             let reason = if error.is_data() { Reason::WrongType } else { Reason::NotJson };
             Rejection::new(reason, format!("expected a JSON object: {error}"))
@@ -540,23 +518,6 @@ mod tests {
             let timestamp = parse_timestamp(came).unwrap_or_else(|rejection| panic!("{rejection}"));
             assert_eq!(written(timestamp), utc, "{came}");
             assert_eq!(parse_timestamp(utc).expect("what we write can be read"), timestamp);
-        }
-    }
-
-    #[test]
-    fn the_short_cut_for_the_usual_timestamp_gives_the_same_or_nothing() {
-        for usual in ["1970-01-01T00:00:00Z", "2024-02-29T23:59:59.5Z", "9999-12-31T00:00:00.123456789Z"] {
-            assert!(usual_timestamp(usual.as_bytes()).is_some(), "{usual}");
-            for at in 0..usual.len() {
-                for byte in 0..128 {
-                    let mut text = usual.as_bytes().to_vec();
-                    text[at] = byte;
-                    let text = String::from_utf8(text).expect("ASCII");
-                    if let Some(timestamp) = usual_timestamp(text.as_bytes()) {
-                        assert_eq!(any_timestamp(&text), Ok(timestamp), "{text}");
-                    }
-                }
-            }
         }
     }
 
