@@ -3,8 +3,7 @@
 //! Never: JSON, text forms of time, rules about what is due. Those are `message` and `book`.
 
 use std::fmt;
-
-use uuid::Uuid;
+use std::hash::{Hash, Hasher};
 
 /// Longest id we take, in bytes of UTF-8.
 pub const ID_BYTES_MAX: usize = 256;
@@ -26,10 +25,20 @@ pub struct Id(Repr);
 
 /// Canonical UUID text is the common case and fits into 16 bytes; any other text is kept as it came. A text has
 /// one form only, so equality and hashing can be those of the form.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 enum Repr {
     Uuid([u8; 16]),
     Text(Box<str>),
+}
+
+impl Hash for Repr {
+    /// A UUID as one number: half of what an array takes.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Uuid(uuid) => state.write_u128(u128::from_ne_bytes(*uuid)),
+            Self::Text(text) => text.hash(state),
+        }
+    }
 }
 
 impl Id {
@@ -56,10 +65,18 @@ impl Id {
     /// Hands the text to `f`; a UUID's is written onto the stack first.
     pub fn with_text<T>(&self, f: impl FnOnce(&str) -> T) -> T {
         match &self.0 {
-            Repr::Uuid(bytes) => {
-                f(Uuid::from_bytes(*bytes).hyphenated().encode_lower(&mut [0; UUID_TEXT_BYTES]))
+            Repr::Uuid(uuid) => {
+                f(std::str::from_utf8(&uuid_text(uuid)).expect("hexadecimal digits and hyphens"))
             }
             Repr::Text(text) => f(text),
+        }
+    }
+
+    /// As [`Self::with_text`], for whoever needs bytes.
+    pub fn with_bytes<T>(&self, f: impl FnOnce(&[u8]) -> T) -> T {
+        match &self.0 {
+            Repr::Uuid(uuid) => f(&uuid_text(uuid)),
+            Repr::Text(text) => f(text.as_bytes()),
         }
     }
 
@@ -76,6 +93,11 @@ impl Id {
     #[must_use]
     pub fn from_uuid(bytes: [u8; 16]) -> Self {
         Self(Repr::Uuid(bytes))
+    }
+
+    #[inline(never)]
+    fn cmp_texts(&self, other: &Self) -> std::cmp::Ordering {
+        self.with_text(|a| other.with_text(|b| a.cmp(b)))
     }
 
     /// Bytes on the heap behind this id.
@@ -112,12 +134,39 @@ fn canonical_uuid(text: &[u8; UUID_TEXT_BYTES]) -> Option<[u8; 16]> {
     is_canonical.then_some(uuid)
 }
 
+/// The canonical text of `uuid`.
+fn uuid_text(uuid: &[u8; 16]) -> [u8; UUID_TEXT_BYTES] {
+    let mut digits = [0; 32];
+    write_hexadecimal(uuid, &mut digits);
+    let mut text = [b'-'; UUID_TEXT_BYTES];
+    text[..8].copy_from_slice(&digits[..8]);
+    text[9..13].copy_from_slice(&digits[8..12]);
+    text[14..18].copy_from_slice(&digits[12..16]);
+    text[19..23].copy_from_slice(&digits[16..20]);
+    text[24..].copy_from_slice(&digits[20..]);
+    text
+}
+
+/// A function of its own, so that the compiler knows the two apart and takes 16 digits at once.
+#[inline(never)]
+fn write_hexadecimal(bytes: &[u8; 16], digits: &mut [u8; 32]) {
+    for (two, byte) in digits.as_chunks_mut().0.iter_mut().zip(bytes) {
+        let byte = u16::from(*byte);
+        *two = (byte >> 4 | (byte & 0x0f) << 8).to_le_bytes();
+    }
+    for digit in digits {
+        *digit += if *digit < 10 { b'0' } else { b'a' - 10 };
+    }
+}
+
 impl Ord for Id {
+    #[inline]
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         match (&self.0, &other.0) {
-            // Lower-case hexadecimal digits sort as the values they stand for, and the hyphens stand still.
-            (Repr::Uuid(a), Repr::Uuid(b)) => a.cmp(b),
-            _ => self.with_text(|a| other.with_text(|b| a.cmp(b))),
+            // Lower-case hexadecimal digits sort as the values they stand for, and the hyphens stand still. As numbers,
+            // because arrays are compared by a call.
+            (Repr::Uuid(a), Repr::Uuid(b)) => u128::from_be_bytes(*a).cmp(&u128::from_be_bytes(*b)),
+            _ => self.cmp_texts(other),
         }
     }
 }
@@ -304,6 +353,8 @@ pub struct Digest {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     fn id(text: &str) -> Id {

@@ -459,7 +459,10 @@ impl Logic for Shard {
 /// same on every machine and in every version. Source: XXH3 specification, doc/xxhash_spec.md of xxHash.
 #[must_use]
 pub fn owner(user: &UserId, shards: usize) -> ShardId {
-    let hash = user.0.with_text(|text| xxh3_64(text.as_bytes()));
+    if shards == 1 {
+        return ShardId(0);
+    }
+    let hash = user.0.with_bytes(xxh3_64);
     ShardId(((u128::from(hash) * shards as u128) >> 64) as usize)
 }
 
