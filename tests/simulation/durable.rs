@@ -1,7 +1,8 @@
 //! Instances of the durable mode against a simulated bucket, output stream and work queue: messages are delivered again,
 //! writes meet, answers are lost or late, first loads are answered with what was, packets arrive long after their sender
-//! has given them up, leaders change and deposed ones go on answering, instances stop for long or crash. One seed decides
-//! everything; every digest that the output stream takes is held against the oracle, and so is every acknowledgement.
+//! has given them up, leaders change and deposed ones go on answering, instances stop for long or crash, and relay messages
+//! to each other, which come late or not at all. One seed decides everything; every digest that the output stream takes is
+//! held against the oracle, and so is every acknowledgement.
 //!
 //! What is promised, and checked here:
 //!
@@ -173,6 +174,8 @@ struct World {
     packets: Vec<Packet>,
     /// Acknowledgements on their way.
     acks: Vec<usize>,
+    /// Messages that one instance has relayed to another, in one of its lives.
+    relays: Vec<(usize, u32, usize)>,
     messages: Vec<Message>,
     is_open: Vec<bool>,
     bucket: Leader<Records>,
@@ -206,6 +209,7 @@ impl World {
             instances: (0..instances).map(|_| Instance::default()).collect(),
             packets: Vec::new(),
             acks: Vec::new(),
+            relays: Vec::new(),
             messages: Vec::new(),
             is_open: Vec::new(),
             bucket: Leader::default(),
@@ -283,7 +287,7 @@ impl World {
         self.packets.iter_mut().for_each(|packet| packet.held_until = 0);
         (self.bucket.stale_until, self.output.stale_until) = (0, 0);
         for _ in 0..20_000 {
-            if !self.is_open.contains(&true) && self.packets.is_empty() {
+            if !self.is_open.contains(&true) && self.packets.is_empty() && self.relays.is_empty() {
                 return Ok(());
             }
             self.step();
@@ -296,7 +300,8 @@ impl World {
         self.now += 1;
         let at = self.rng.usize(..self.instances.len());
         match self.rng.u32(..1000) {
-            0..200 => self.deliver(at),
+            0..150 => self.deliver(at),
+            150..200 => self.relay(),
             200..480 => self.serve(),
             480..760 => self.answer(),
             760..850 => self.acknowledge(),
@@ -317,6 +322,32 @@ impl World {
             return;
         }
         let number = open[self.rng.usize(..open.len())];
+        if self.rng.u32(..3) == 0 {
+            // Views differ: the other one may be any, or dead.
+            let to = self.rng.usize(..self.instances.len());
+            return self.relays.push((to, self.instances[to].life, number));
+        }
+        self.hear(at, number);
+    }
+
+    /// Any relay arrives, perhaps long after its message was acknowledged, or is lost.
+    fn relay(&mut self) {
+        if self.relays.is_empty() {
+            return;
+        }
+        let which = self.rng.usize(..self.relays.len());
+        let (to, life, number) = self.relays[which];
+        if self.is_stopped(to) {
+            return;
+        }
+        self.relays.swap_remove(which);
+        let is_lost = self.has_faults && self.rng.u32(..10) == 0;
+        if life == self.instances[to].life && !is_lost {
+            self.hear(to, number);
+        }
+    }
+
+    fn hear(&mut self, at: usize, number: usize) {
         let message = self.messages[number].clone();
         let id = message.user().clone();
         let instance = &mut self.instances[at];
