@@ -90,6 +90,26 @@ fn when_an_instance_is_killed_the_others_take_its_users_at_once() {
     });
 }
 
+#[test]
+fn an_instance_that_hangs_holds_up_no_more_than_its_share() {
+    // For each of its two cores: what four others may have relayed to it, and what it had asked for itself.
+    const HELD_MAX: u64 = 2 * (4 * 1024 + 2 * 500);
+    on_each_server(|binary| {
+        let server = Server::builder(binary).jetstream().start().expect("a server");
+        let mut instances: Vec<Process> = (0..3).map(|_| started(&server, &[])).collect();
+        let mut queue = Queue::connect(&server);
+        queue.publish(changes(1000, USERS));
+        queue.until_drained();
+        instances[0].suspend().expect("it runs");
+        queue.publish(changes(40_000, USERS));
+        let held = queue.until(|info| info.num_pending == 0 && info.num_ack_pending <= HELD_MAX);
+        assert!(held.num_ack_pending > 0, "nothing went to the one that hangs");
+        instances[0].resume().expect("it runs");
+        queue.until_drained();
+        counted(instances, []);
+    });
+}
+
 /// `AFFINITY_MESSAGES=n` for another number of messages.
 #[test]
 #[ignore = "measures"]
@@ -201,13 +221,17 @@ impl Queue {
 
     /// Until nothing waits for an instance or in one.
     fn until_drained(&mut self) {
+        self.until(|info| info.num_pending == 0 && info.num_ack_pending == 0);
+    }
+
+    fn until(&mut self, is_so: impl Fn(&ConsumerInfo) -> bool) -> ConsumerInfo {
         let deadline = Instant::now() + SOON * 2;
         loop {
             let info = self.consumer();
-            if info.as_ref().is_some_and(|info| info.num_pending == 0 && info.num_ack_pending == 0) {
-                return;
+            if let Some(info) = info.as_ref().filter(|info| is_so(info)) {
+                return info.clone();
             }
-            assert!(Instant::now() < deadline, "the queue is never empty: {info:?}");
+            assert!(Instant::now() < deadline, "the queue stays so: {info:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
