@@ -143,7 +143,7 @@ impl State {
         match self.record.outbox() {
             None => "empty".into(),
             Some((nonce, _)) if self.is_sent(nonce) => {
-                format!("sent: it is the last one in {output}, and leaves the record with the next write")
+                format!("sent: it is the last one in {output}, and is about to leave the record")
             }
             Some((nonce, digest)) => format!(
                 "a digest of {} is decided and not in {output} yet, id {}",

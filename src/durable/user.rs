@@ -3,7 +3,7 @@
 //! ```text
 //!           ┌─────────────── refused or unknown ──────────────┐
 //!           ▼                                                 │
-//! not loaded ─ Load ─► loaded ─ change or decision ─► Store ──┴─► stored ─ outbox ─► Send ─► sent
+//! not loaded ─ Load ─► loaded ─ change or decision ─► Store ──┴─► stored ─ outbox ─► Send ─► sent ─► Store without it
 //!                        │                                                           │
 //!                        └ request, nothing due, nothing to store: Verify            └ refused or unknown: LastSent
 //! ```
@@ -109,6 +109,8 @@ pub struct User<A> {
     changes: Waiting<A>,
     /// Requests that nobody looks after yet, and those of the digest, the store or the check under way.
     requests: Waiting<A>,
+    /// Requests whose digest was sent, and that the next store acknowledges because it takes the digest out of the record.
+    told: Vec<A>,
     /// A digest's sequence that was seen while this outbox waited, 0 for none: the one to come after, if the record that
     /// says so can be stored.
     seen: Option<(Nonce, u64)>,
@@ -178,6 +180,7 @@ impl<A> User<A> {
             operation: None,
             changes: Waiting::new(),
             requests: Waiting::new(),
+            told: Vec::new(),
             seen: None,
             unsure: None,
             sent: None,
@@ -223,6 +226,7 @@ impl<A> User<A> {
             && self.requests.next.is_empty()
             && self.acknowledged.is_empty()
             && self.requests.under_way.is_empty()
+            && self.told.is_empty()
             && self.record.as_ref().is_none_or(|record| record.outbox_nonce().is_none())
     }
 
@@ -355,7 +359,8 @@ impl<A> User<A> {
     /// Back to where nothing is known; all that waited goes to the caller.
     pub(crate) fn give_up(&mut self) -> Vec<A> {
         let id = self.id.clone();
-        let Self { changes, requests, mut acknowledged, .. } = mem::replace(self, Self::new(id));
+        let Self { changes, requests, mut told, mut acknowledged, .. } = mem::replace(self, Self::new(id));
+        acknowledged.append(&mut told);
         for mut waiting in [changes, requests] {
             waiting.restart();
             acknowledged.append(&mut waiting.next);
@@ -369,18 +374,20 @@ impl<A> User<A> {
             Some((bytes, revision)) => (Record::decode(&self.id, &bytes)?, revision),
             None => (Record::new(self.id.clone()), 0),
         };
+        let mut is_sent = false;
         if let Some((nonce, last)) = self.sent
             && record.outbox_nonce() == Some(nonce)
         {
             record.clear_outbox();
             record.last_digest = last;
+            is_sent = true;
         }
         // All of them are kept until a store holds them all: what changes nothing now may do so only because of another
         // one that is not stored either.
         self.dirty = self
             .unstored
             .iter()
-            .fold(false, |dirty, (alarm, condition)| record.apply(alarm, *condition) | dirty);
+            .fold(is_sent, |dirty, (alarm, condition)| record.apply(alarm, *condition) | dirty);
         if !self.dirty {
             self.unstored.clear();
             self.acknowledged.append(&mut self.changes.next);
@@ -394,6 +401,7 @@ impl<A> User<A> {
         (self.record, self.storing, self.dirty, self.is_part) = (None, 0, false, false);
         self.must_be_latest = true;
         self.changes.restart();
+        self.requests.next.append(&mut self.told);
         self.requests.restart();
     }
 
@@ -401,6 +409,7 @@ impl<A> User<A> {
         self.revision = revision;
         self.unstored.drain(..mem::take(&mut self.storing));
         self.acknowledged.append(&mut self.changes.under_way);
+        self.acknowledged.append(&mut self.told);
         if !self.dirty {
             self.unstored.clear();
             self.acknowledged.append(&mut self.changes.next);
@@ -415,11 +424,14 @@ impl<A> User<A> {
         record.clear_outbox();
         record.last_digest = last;
         (self.sent, self.seen, self.unsure) = (Some((nonce, last)), None, None);
+        // A record that went on showing it would tell it again once the output stream has forgotten it with age. So the next
+        // store takes it away, and acknowledges what asked for it.
+        self.dirty = true;
         if mem::take(&mut self.is_part) {
             // There is more to tell than one digest can hold.
             self.requests.restart();
         } else {
-            self.acknowledged.append(&mut self.requests.under_way);
+            self.told.append(&mut self.requests.under_way);
         }
     }
 
@@ -493,16 +505,20 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_acknowledged_when_its_digest_is_sent() {
+    fn a_request_is_acknowledged_when_its_digest_is_sent_and_has_left_the_record() {
         let mut user = stored();
         user.on_request(2);
         assert!(matches!(step(&mut user), Some(Operation::Store { .. })));
         user.on_done(Done::Written(2)).expect("nothing to read");
         assert!(matches!(step(&mut user), Some(Operation::Send { nonce: Nonce(7), last: 0, .. })));
-        assert!(user.acknowledged().is_empty());
         user.on_done(Done::Unknown).expect("nothing to read");
         assert_eq!(step(&mut user), Some(Operation::LastSent));
         user.on_done(Done::LastSent(Some((9, Nonce(7))))).expect("nothing to read");
+        assert!(user.acknowledged().is_empty() && !user.is_idle());
+        let Some(Operation::Store { record, revision: 2 }) = step(&mut user) else { panic!("a store") };
+        let record = Record::decode(&UserId(Id::new("ann").expect("a valid id")), &record).expect("a record");
+        assert_eq!((record.outbox_nonce(), record.last_digest), (None, 9));
+        user.on_done(Done::Written(3)).expect("nothing to read");
         assert_eq!(std::mem::take(user.acknowledged()), [2]);
         user.on_request(3);
         assert_eq!(step(&mut user), Some(Operation::Verify));

@@ -189,6 +189,8 @@ struct World {
     wrong: Option<String>,
     messages_max: usize,
     has_faults: bool,
+    /// All replicas have caught up.
+    is_later: bool,
     has_stale_reads: bool,
     digest_bytes_max: usize,
     /// Places where an instance can crash, so far.
@@ -221,6 +223,7 @@ impl World {
             wrong: None,
             messages_max: rng.usize(1..60),
             has_faults: true,
+            is_later: false,
             has_stale_reads: rng.u32(..3) == 0,
             // Room for one alarm, for two, or for all.
             digest_bytes_max: [130, 220, 10_000][rng.usize(..3)],
@@ -248,6 +251,15 @@ impl World {
         }
         self.has_faults = false;
         self.settle()?;
+        for number in 0..USERS {
+            self.put(Message::Request(user(number)));
+        }
+        self.settle()?;
+        // Later nobody is left who was there, all replicas have caught up, and the output stream has forgotten all with age:
+        // the records have to tell alone that nothing is new.
+        self.instances.fill_with(Instance::default);
+        (self.bucket.stale_until, self.output) = (0, Leader::default());
+        self.is_later = true;
         for number in 0..USERS {
             self.put(Message::Request(user(number)));
         }
@@ -494,6 +506,7 @@ impl World {
     fn obey(&mut self, id: &UserId, operation: Operation) -> Done {
         let is_stale = |until: u64, rng: &mut Rng| until > self.now && rng.bool();
         match operation {
+            Operation::Load if self.is_later => Done::Loaded(self.bucket.state.get(id).cloned()),
             Operation::Load => {
                 let records = self.history.get(id).map_or(&[][..], Vec::as_slice);
                 let at = self.rng.usize(..=records.len());
