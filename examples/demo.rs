@@ -4,10 +4,10 @@
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../src/client.rs"]
 mod client;
+mod program;
 
 use std::error::Error;
 use std::net::TcpStream;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("building the service …");
-    let program = build()?;
+    let program = program::build()?;
     let binary = find()?;
     let server = Server::start(&binary)?;
     println!("{binary} listens on {}", server.addr());
@@ -42,24 +42,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("\nSIGTERM: the service drained and ended with {status}");
     println!("Run it on a server of yours: {} --server HOST:PORT", program.display());
     Ok(())
-}
-
-/// The service in release mode; the path of the program.
-fn build() -> Result<PathBuf, Box<dyn Error>> {
-    let build = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--bin", "alarm-digest", "--message-format=json-render-diagnostics"])
-        .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
-        .stderr(std::process::Stdio::inherit())
-        .output()?;
-    if !build.status.success() {
-        return Err("the build failed".into());
-    }
-    let messages = String::from_utf8(build.stdout)?;
-    let program = messages.lines().rev().find_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        message["executable"].as_str().map(PathBuf::from)
-    });
-    program.ok_or_else(|| "cargo built no program".into())
 }
 
 fn show_a_digest(server: &Server) -> Result<(), Box<dyn Error>> {

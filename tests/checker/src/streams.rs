@@ -233,10 +233,18 @@ impl Streams {
     /// # Errors
     /// When no answer comes.
     pub fn read(&mut self, stream: &str) -> Result<Vec<StoredMessage>, String> {
+        self.read_from(stream, 1).map(|(all, _)| all)
+    }
+
+    /// The messages from sequence `first` on, in order, and the sequence to go on with.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub fn read_from(&mut self, stream: &str, first: u64) -> Result<(Vec<StoredMessage>, u64), String> {
         let state = self.stream(stream)?.state;
         let name = Name::new(stream).map_err(|error| error.to_string())?;
         let mut all = Vec::new();
-        let sequences: Vec<u64> = (state.first_seq..=state.last_seq).collect();
+        let sequences: Vec<u64> = (first.max(state.first_seq)..=state.last_seq).collect();
         for sequences in sequences.chunks(WINDOW) {
             // By request, and so by sequence.
             let mut answers: BTreeMap<RequestId, Option<StoredMessage>> = BTreeMap::new();
@@ -259,7 +267,7 @@ impl Streams {
             }
             all.extend(answers.into_values().flatten());
         }
-        Ok(all)
+        Ok((all, first.max(state.last_seq + 1)))
     }
 
     fn next(&mut self) -> io::Result<Received> {

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -59,6 +60,8 @@ impl Process {
         let name = name(command);
         let (stdout, stderr) = (dir.join("stdout"), dir.join("stderr"));
         let mut command = dying_with_us(command)?;
+        // Ctrl-C at a terminal is for us alone; what becomes of the child then is ours to say.
+        command.process_group(0);
         command.stdin(Stdio::null()).stdout(append(&stdout)?).stderr(append(&stderr)?);
         let child = spawn_for_life(command).trying(format!("could not start {name}"))?;
         Ok(Self { name, child, ended: None, stdout, stderr, _scratch: None })
