@@ -6,6 +6,9 @@
 //!             └► dead letter, stored, then +TERM
 //! ```
 //!
+//! How often a message was delivered decides nothing: a process that dies takes thousands of innocent messages with it, each
+//! counted once more, so a limit would drop alarms in any crash loop.
+//!
 //! Nothing here must survive. Whatever is forgotten, by a crash or a lost link, was not acknowledged and comes again.
 //!
 //! Never: a socket, a thread, a clock, a log line, mail; creating streams, which is done before a worker starts.
