@@ -131,6 +131,8 @@ pub struct Worker {
     /// When the queue is looked at next, and what was said of it; none for the cores that do not look.
     backlog: Option<(Duration, BacklogLog)>,
     scratch: Vec<u8>,
+    /// Loads in a row that found no record.
+    strangers: u32,
     /// Where the cache was last looked through.
     evict_next: usize,
 }
@@ -184,6 +186,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// When a message that could not be done comes again.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
 
+/// After so many loads that found no record, the next users are taken to have none either: each saves its load, and a few
+/// are refused when that is over.
+const STRANGERS_MIN: u32 = 64;
+
 /// Header of a digest in the output stream: the nonce of the decision that it tells of.
 pub const DIGEST_ID: &str = "Alarm-Digest-Id";
 
@@ -236,6 +242,7 @@ impl Worker {
             counters: Counters::default(),
             backlog: None,
             scratch: Vec::new(),
+            strangers: 0,
             evict_next: 0,
             config,
         }
@@ -387,6 +394,11 @@ impl Worker {
         };
         match self.users[slot].user.step(&limits, nonce) {
             Ok(None) => {}
+            Ok(Some(Operation::Load)) if self.strangers >= STRANGERS_MIN => {
+                // A first load may be out of date, and so may a guess: a wrong one is refused, and then it is loaded.
+                self.users[slot].user.on_done(Done::Loaded(None)).expect("no record can be read");
+                return self.advance(slot, now);
+            }
             Ok(Some(operation)) => self.begin(slot, operation, now),
             Err(Refusal::TooLarge { bytes, unacknowledged }) => {
                 let id = &self.users[slot].id;
@@ -500,13 +512,17 @@ impl Worker {
         };
         match done {
             Ok(done) => {
-                if let (Pending::Send(_), Done::Written(_)) = (pending, &done) {
-                    self.on_sent(slot, now);
+                match (pending, &done) {
+                    (Pending::Send(_), Done::Written(_)) => self.on_sent(slot, now),
+                    (Pending::Load, Done::Loaded(None)) => self.strangers = self.strangers.saturating_add(1),
+                    (Pending::Load, _) => self.strangers = 0,
+                    _ => {}
                 }
                 done
             }
             Err(Failure::Api(error)) if error.is_wrong_last_sequence() => {
                 self.counters.conflicts += 1;
+                self.strangers = 0;
                 Done::Conflict
             }
             Err(failure) => {
