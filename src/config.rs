@@ -482,8 +482,9 @@ impl Cli {
             session: self.nats.session("alarm-digest", self.run.ping_interval),
             retention: self.run.retention,
             output_bytes_max: self.run.output_bytes_max as usize,
-            batch: 500,
-            open_max: 2000,
+            batch: 1000,
+            // Changes of one user that wait together are stored together: the more wait, the fewer stores.
+            open_max: 8000,
             cached_users_max: self.jetstream.js_cached_users_max,
             request_timeout: self.nats.connect_timeout,
             affinity: !self.jetstream.no_affinity,
