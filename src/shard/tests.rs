@@ -1,0 +1,280 @@
+//! What one shard writes when these bytes have come.
+
+use super::*;
+use crate::alarm::Id;
+use crate::message::Reason;
+use nats_wire::{ConnectOptions, Limits};
+
+const NOW: Duration = Duration::ZERO;
+const INFO: &str = "INFO {\"max_payload\":4000,\"headers\":true}\r\n";
+
+fn config() -> ShardConfig {
+    ShardConfig {
+        subjects: Subjects {
+            changed: "changed".into(),
+            send: "send".into(),
+            digest: "digest".into(),
+            rejected: "rejected".into(),
+        },
+        queue_group: "group".into(),
+        retention: Duration::from_secs(60),
+        output_bytes_max: 1 << 20,
+        unsettled_bytes_max: 1 << 20,
+        mail_max: 2,
+        session: SessionConfig {
+            connect: ConnectOptions::default(),
+            limits: Limits::client(),
+            handshake_max: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(10),
+            answer_max: Duration::from_secs(10),
+            max_payload_at_least: message::DIGEST_BYTES_MAX_AT_LEAST as u64,
+        },
+    }
+}
+
+/// Shard 0 of `shards`, with a link that is ready and whose handshake has been written.
+fn ready(shards: usize) -> Shard {
+    let mut shard = Shard::new(ShardId(0), shards, config());
+    shard.on_link(NOW);
+    assert_eq!(told(&mut shard, &[INFO, "PONG\r\n"]).lines().nth(2), Some("SUB changed group 1"));
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), "");
+    assert!(matches!(shard.notices().drain(..).next(), Some(Notice::Ready)));
+    shard
+}
+
+/// What the shard writes when these bytes have come.
+fn told(shard: &mut Shard, bytes: &[&str]) -> String {
+    for bytes in bytes {
+        assert_eq!(shard.receive(bytes.as_bytes(), NOW).expect("no fault"), bytes.len());
+    }
+    shard.finish_turn(NOW);
+    let output = String::from_utf8(shard.output().to_vec()).expect("all of it is text here");
+    shard.wrote(output.len(), NOW);
+    output
+}
+
+fn msg(sid: u64, payload: &str) -> String {
+    format!("MSG {} {sid} {}\r\n{payload}\r\n", ["", "changed", "send"][sid as usize], payload.len())
+}
+
+fn change(user: &str, alarm: &str) -> String {
+    msg(
+        1,
+        &format!(
+            r#"{{"UserID":"{user}","AlarmID":"{alarm}","Status":"WARNING","ChangedAt":"2026-01-01T00:00:00Z"}}"#
+        ),
+    )
+}
+
+fn request(user: &str) -> String {
+    msg(2, &format!(r#"{{"UserID":"{user}"}}"#))
+}
+
+const DIGEST: &str = "PUB digest 112\r\n{\"UserID\":\"ann\",\"ActiveAlarms\":[{\"AlarmID\":\"disk\",\"Status\":\"WARNING\",\
+                      \"LatestChangedAt\":\"2026-01-01T00:00:00Z\"}]}\r\nPING\r\n";
+
+#[test]
+fn a_link_shakes_hands_then_subscribes() {
+    let mut shard = Shard::new(ShardId(0), 1, config());
+    shard.on_link(NOW);
+    let hello = told(&mut shard, &[INFO]);
+    assert!(hello.starts_with("CONNECT {\"verbose\":false,") && hello.ends_with("}\r\nPING\r\n"), "{hello}");
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), "SUB changed group 1\r\nSUB send group 2\r\nPING\r\n");
+}
+
+#[test]
+fn a_digest_is_sent_again_until_a_fence_has_passed() {
+    let mut shard = ready(1);
+    assert_eq!(told(&mut shard, &[&change("ann", "disk"), &request("ann")]), DIGEST);
+    assert_eq!((told(&mut shard, &[&request("ann")]).as_str(), shard.unsettled()), ("", 1));
+    shard.on_link(NOW);
+    let again = told(&mut shard, &[INFO, "PONG\r\n"]);
+    assert!(again.ends_with(DIGEST), "{again}");
+    told(&mut shard, &["PONG\r\n"]);
+    assert_eq!((told(&mut shard, &["PONG\r\n"]).as_str(), shard.unsettled()), ("", 0));
+    shard.on_link(NOW);
+    assert!(!told(&mut shard, &[INFO, "PONG\r\n"]).contains("PUB"));
+}
+
+#[test]
+fn what_is_published_behind_a_fence_waits_for_the_next_one() {
+    let mut shard = ready(1);
+    told(&mut shard, &[&change("ann", "disk"), &request("ann")]);
+    let second = told(&mut shard, &[&change("bob", "disk"), &request("bob")]);
+    assert!(second.starts_with("PUB digest") && !second.contains("PING"), "{second}");
+    assert_eq!((told(&mut shard, &["PONG\r\n"]).as_str(), shard.unsettled()), ("PING\r\n", 1));
+    assert_eq!((told(&mut shard, &["PONG\r\n"]).as_str(), shard.unsettled()), ("", 0));
+}
+
+#[test]
+fn a_fence_proves_only_what_stands_before_it() {
+    let mut shard = ready(1);
+    let quiet = Duration::from_secs(10);
+    shard.on_time(quiet, Timestamp::new(0, 0)).expect("no fault");
+    let keepalive_then_digest = told(&mut shard, &[&change("ann", "disk"), &request("ann")]);
+    assert_eq!(keepalive_then_digest, format!("PING\r\n{DIGEST}"));
+    told(&mut shard, &["PONG\r\n"]);
+    assert_eq!(shard.unsettled(), 1);
+    told(&mut shard, &["PONG\r\n"]);
+    assert_eq!(shard.unsettled(), 0);
+}
+
+#[test]
+fn a_users_messages_go_to_the_owner_in_order() {
+    let mut shard = ready(2);
+    let theirs = (0..).map(|number| format!("user {number}")).find(|name| owner_of(name, 2) == ShardId(1));
+    let theirs = theirs.expect("half of all names");
+    assert_eq!(told(&mut shard, &[&change(&theirs, "disk"), &request(&theirs)]), "");
+    let mail: Vec<Mail> = mail_for(&mut shard).drain(..).collect();
+    assert!(matches!(mail[..], [Mail::Command(Command::Apply(_)), Mail::Command(Command::SendDigest(_))]));
+}
+
+#[test]
+fn full_mail_holds_back_messages_but_not_a_handshake() {
+    let mut shard = ready(2);
+    let theirs = (0..).map(|number| format!("user {number}")).find(|name| owner_of(name, 2) == ShardId(1));
+    let request = request(&theirs.expect("half of all names"));
+    told(&mut shard, &[&request, &request]);
+    assert!(!shard.takes_bytes() && shard.takes_mail());
+    assert_eq!(shard.receive(request.as_bytes(), NOW).expect("no fault"), 0);
+    shard.on_link(NOW);
+    told(&mut shard, &[INFO, "PONG\r\n"]);
+    assert!(!shard.takes_bytes());
+    mail_for(&mut shard).clear();
+    shard.mail_moved();
+    assert!(shard.takes_bytes());
+}
+
+#[test]
+fn without_a_link_mail_is_taken_up_to_a_limit() {
+    let mut shard = Shard::new(ShardId(0), 1, ShardConfig { unsettled_bytes_max: 1, ..config() });
+    assert!(shard.takes_mail());
+    for message in [change("ann", "disk"), request("ann")] {
+        let payload = message.lines().nth(1).expect("a payload").as_bytes();
+        let command = message::decode_change(payload).or_else(|_| message::decode_request(payload));
+        shard.on_mail(Mail::Command(command.expect("a command")));
+    }
+    assert!(!shard.takes_mail());
+    shard.on_link(NOW);
+    told(&mut shard, &[INFO, "PONG\r\n"]);
+    assert!(shard.takes_mail());
+}
+
+#[test]
+fn a_bad_message_becomes_a_dead_letter_and_one_line_a_second() {
+    let mut shard = ready(1);
+    let bad = msg(1, "{\n");
+    let letter = "HPUB rejected 198 200\r\nNATS/1.0\r\nAlarm-Digest-Reason: not-json\r\nAlarm-Digest-Detail: expected a \
+                  JSON object: EOF while parsing an object at line 2 column 0\r\nAlarm-Digest-Subject: changed\r\n\
+                  Alarm-Digest-Payload-Bytes: 2\r\n\r\n{\n\r\n";
+    assert_eq!(told(&mut shard, &[&bad, &bad, &bad]), format!("{letter}{letter}{letter}PING\r\n"));
+    shard.receive(bad.as_bytes(), Duration::from_secs(1)).expect("no fault");
+    let said = |notice: &Notice| match notice {
+        Notice::Rejected { unsaid, .. } => Some(*unsaid),
+        _ => None,
+    };
+    assert_eq!(shard.notices().iter().filter_map(said).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(shard.counters().rejected[Reason::NotJson as usize], 4);
+}
+
+#[test]
+fn a_dead_letter_of_the_largest_payload_loses_its_end() {
+    let mut shard = ready(1);
+    let letter = told(&mut shard, &[&msg(2, &"x".repeat(4000))]);
+    let sizes: Vec<usize> = letter
+        .lines()
+        .next()
+        .expect("a line")
+        .split(' ')
+        .skip(2)
+        .map(|size| size.parse().expect("a size"))
+        .collect();
+    assert_eq!(sizes[1], 4000);
+    assert!(letter.contains("Payload-Bytes: 4000\r\n"));
+}
+
+#[test]
+fn a_server_without_headers_gets_the_bare_payload() {
+    let mut shard = Shard::new(ShardId(0), 1, config());
+    shard.on_link(NOW);
+    told(&mut shard, &["INFO {\"max_payload\":4000}\r\n", "PONG\r\n"]);
+    assert_eq!(told(&mut shard, &[&msg(1, "{")]), "PUB rejected 1\r\n{\r\nPING\r\n");
+}
+
+#[test]
+fn a_server_that_takes_less_than_one_alarm_is_a_fault() {
+    let mut shard = Shard::new(ShardId(0), 1, config());
+    shard.on_link(NOW);
+    let fault = shard.receive(b"INFO {\"max_payload\":1024}\r\n", NOW).expect_err("it is too small");
+    assert_eq!(fault.to_string(), "expected a server with max_payload of at least 3272 bytes, got 1024");
+}
+
+#[test]
+fn a_digest_that_the_server_refuses_is_not_delivered() {
+    let mut shard = ready(1);
+    told(&mut shard, &[&change("ann", "disk"), &request("ann")]);
+    let refused = "-ERR 'Permissions Violation for Publish to \"digest\"'\r\nPONG\r\n";
+    let fault = shard.receive(refused.as_bytes(), NOW).expect_err("it cannot be done without");
+    assert_eq!(fault.to_string(), "server refused: Permissions Violation for Publish to \"digest\"");
+    assert_eq!(shard.unsettled(), 1);
+}
+
+#[test]
+fn a_dead_letter_that_the_server_refuses_can_be_done_without() {
+    let mut shard = ready(1);
+    told(&mut shard, &["-ERR 'Permissions Violation for Publish to \"rejected\"'\r\n"]);
+    assert!(matches!(shard.notices().pop(), Some(Notice::Refused(_))));
+}
+
+#[test]
+fn memory_for_what_is_not_proved_is_bounded_also_with_a_link() {
+    let mut shard = Shard::new(ShardId(0), 1, ShardConfig { unsettled_bytes_max: 1, ..config() });
+    shard.on_link(NOW);
+    told(&mut shard, &[INFO, "PONG\r\n", "PONG\r\n"]);
+    told(&mut shard, &[&change("ann", "disk"), &change("bob", "disk"), &request("ann"), &request("bob")]);
+    let bad = msg(1, "{");
+    assert_eq!(told(&mut shard, &[&bad, &bad]).matches("HPUB rejected").count(), 2);
+    assert_eq!((shard.unsettled.len(), shard.postponed.len(), shard.counters().unproved), (1, 1, 2));
+    assert!(told(&mut shard, &["PONG\r\n"]).contains("\"bob\""));
+    told(&mut shard, &["PONG\r\n"]);
+    assert_eq!(shard.unsettled(), 0);
+}
+
+#[test]
+fn draining_unsubscribes_takes_what_is_on_its_way_and_settles_it() {
+    let mut shard = ready(2);
+    shard.drain(NOW);
+    assert_eq!(told(&mut shard, &[]), "UNSUB 1\r\nUNSUB 2\r\nPING\r\n");
+    let ours = (0..).map(|number| format!("user {number}")).find(|name| owner_of(name, 2) == ShardId(0));
+    let ours = ours.expect("half of all names");
+    assert!(told(&mut shard, &[&change(&ours, "disk"), &request(&ours), "PONG\r\n"]).ends_with("PING\r\n"));
+    assert_eq!(mail_for(&mut shard).drain(..).collect::<Vec<_>>(), [Mail::Last]);
+    told(&mut shard, &["PONG\r\n"]);
+    assert!(!shard.is_drained(), "a peer may still send");
+    shard.on_mail(Mail::Last);
+    assert!(shard.is_drained());
+}
+
+fn mail_for(shard: &mut Shard) -> &mut Vec<Mail> {
+    shard.mail_for(ShardId(1)).expect("shards write mail")
+}
+
+fn owner_of(text: &str, shards: usize) -> ShardId {
+    owner(&UserId(Id::new(text).expect("a valid id")), shards)
+}
+
+/// Golden: whoever changes these moves users between shards.
+#[test]
+fn the_owner_is_the_same_on_every_machine_and_in_every_version() {
+    for (text, hash) in [
+        ("a", 0xe6c6_32b6_1e96_4e1f_u64),
+        ("abc", 0x78af_5f94_892f_3950),
+        ("0b6a3c5e-9d4f-4b7a-8e21-5f0c1d2e3a4b", 0xdd61_6505_f084_5928),
+        ("0B6A3C5E-9D4F-4B7A-8E21-5F0C1D2E3A4B", 0x51e3_0e6d_b195_0b46),
+    ] {
+        for shards in [1, 2, 3, 4, 64] {
+            let expected = (u128::from(hash) * shards as u128) >> 64;
+            assert_eq!(owner_of(text, shards), ShardId(expected as usize), "{text} {shards}");
+        }
+    }
+}
