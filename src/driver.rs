@@ -178,7 +178,7 @@ impl<L: Logic> Driver<L> {
         }
         // Without a link there is nothing to look at, and the executor has a connection to make.
         self.step = match &self.link {
-            Link::Up { .. } => self.pace.next(found, self.epoch.elapsed()),
+            Link::Up { .. } => self.pace.next(found, self.logic.counters().messages(), self.epoch.elapsed()),
             _ => Step::Park,
         };
         Poll::Ready(())

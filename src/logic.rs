@@ -191,6 +191,12 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Messages that came from the server, good and bad.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        self.changes + self.requests + self.rejected.iter().sum::<u64>()
+    }
+
     /// Adds another core's.
     pub fn add(&mut self, other: &Self) {
         self.backlog = self.backlog.or(other.backlog);

@@ -7,14 +7,15 @@
 //! - *Spin*: look again and again, each time with one `recv`, before sleeping. For cores that are nobody else's and digests
 //!   that are in a hurry.
 //! - *Coalesce*: while messages come so densely that the next sleep would be short, stay away for a fixed while instead and
-//!   take together what has gathered. For everyone else. Sparse messages are never delayed.
+//!   take together what has gathered. For everyone else. Sparse messages are never delayed, and only what the server delivers
+//!   counts, not what follows from it: mail, fences, acknowledgements.
 //!
 //! Never: a clock, a sleep, a socket.
 
 use std::time::Duration;
 
-/// So many sleeps in a row must have been short before a core coalesces: more than an alarm, a request and what follows from
-/// them make, so that who comes alone is served at once.
+/// So many sleeps in a row must have been short before a core coalesces, so that who comes alone, or with a few others, is
+/// served at once.
 const SHORT_SLEEPS_MIN: u32 = 8;
 
 /// What a driver does next.
@@ -46,10 +47,12 @@ pub struct Pace {
     coalesce: Duration,
     /// Since when turns have found nothing.
     idle_since: Option<Duration>,
-    /// When the core last went to sleep.
+    /// When the core last went to sleep after messages.
     parked_at: Option<Duration>,
-    /// Sleeps in a row that began less than half of `coalesce` after the one before.
+    /// Such sleeps in a row that began less than half of `coalesce` after the one before.
     short_sleeps: u32,
+    /// How many messages had come by then, or by the last [`Step::Gather`].
+    messages: u64,
     /// The last step was [`Step::Gather`], or a look right after it.
     is_gathering: bool,
 }
@@ -58,15 +61,26 @@ impl Pace {
     /// Spins for `spin` before it sleeps, and coalesces for `coalesce`; zero turns either off.
     #[must_use]
     pub const fn new(spin: Duration, coalesce: Duration) -> Self {
-        Self { spin, coalesce, idle_since: None, parked_at: None, short_sleeps: 0, is_gathering: false }
+        Self {
+            spin,
+            coalesce,
+            idle_since: None,
+            parked_at: None,
+            short_sleeps: 0,
+            messages: 0,
+            is_gathering: false,
+        }
     }
 
-    /// What to do after a turn that ended at `now`. After [`Step::Park`] it is asked only if that turn found something.
-    pub fn next(&mut self, found: Found, now: Duration) -> Step {
+    /// What to do after a turn that ended at `now`, when `messages` had come from the server in all. After [`Step::Park`] it is
+    /// asked only if that turn found something.
+    pub fn next(&mut self, found: Found, messages: u64, now: Duration) -> Step {
+        let has_come = messages != self.messages;
         match found {
-            Found::Nothing => self.rest(now),
-            Found::Some if self.is_gathering || self.short_sleeps >= SHORT_SLEEPS_MIN => {
-                (self.is_gathering, self.short_sleeps, self.idle_since) = (true, 0, None);
+            Found::Nothing => self.rest(messages, now),
+            Found::Some if has_come && (self.is_gathering || self.short_sleeps >= SHORT_SLEEPS_MIN) => {
+                (self.is_gathering, self.short_sleeps, self.messages) = (true, 0, messages);
+                self.idle_since = None;
                 Step::Gather(self.coalesce)
             }
             Found::Some | Found::More => {
@@ -76,14 +90,21 @@ impl Pace {
         }
     }
 
-    fn rest(&mut self, now: Duration) -> Step {
+    fn rest(&mut self, messages: u64, now: Duration) -> Step {
         let idle_since = *self.idle_since.get_or_insert(now);
         if now.saturating_sub(idle_since) < self.spin {
             return Step::Look;
         }
-        let is_short = self.parked_at.is_some_and(|before| now.saturating_sub(before) < self.coalesce / 2);
-        self.short_sleeps = if is_short && !self.is_gathering { self.short_sleeps + 1 } else { 0 };
-        (self.is_gathering, self.parked_at, self.idle_since) = (false, Some(now), None);
+        if self.is_gathering {
+            // What would have come meanwhile did not: not dense any more.
+            (self.is_gathering, self.parked_at) = (false, None);
+        } else if messages != self.messages {
+            let is_short =
+                self.parked_at.is_some_and(|before| now.saturating_sub(before) < self.coalesce / 2);
+            self.short_sleeps = if is_short { self.short_sleeps + 1 } else { 0 };
+            self.parked_at = Some(now);
+        }
+        (self.messages, self.idle_since) = (messages, None);
         Step::Park
     }
 }
@@ -96,12 +117,15 @@ mod tests {
         Duration::from_micros(micros)
     }
 
-    /// Wakes up at `at` with something to do and goes on until it sleeps; says when it went to sleep, and how often it
-    /// gathered before.
+    /// Wakes up at `at` with a message and goes on until it sleeps; says when it went to sleep, and how often it gathered before.
     fn wake(pace: &mut Pace, at: u64) -> (u64, u32) {
+        wake_with(pace, pace.messages + 1, at)
+    }
+
+    fn wake_with(pace: &mut Pace, messages: u64, at: u64) -> (u64, u32) {
         let (mut now, mut found, mut gathered) = (at, Found::Some, 0);
         loop {
-            match pace.next(found, micros(now)) {
+            match pace.next(found, messages, micros(now)) {
                 Step::Look => now += 1,
                 Step::Gather(span) => (now, gathered) = (now + span.as_micros() as u64, gathered + 1),
                 Step::Park => return (now, gathered),
@@ -143,16 +167,26 @@ mod tests {
             assert_eq!(wake(&mut pace, 100 * at).1, 0);
         }
         let now = micros(100 * sleeps);
-        for _ in 0..10 {
-            assert_eq!(pace.next(Found::Some, now), Step::Gather(micros(500)));
+        for messages in 100..110 {
+            assert_eq!(pace.next(Found::Some, messages, now), Step::Gather(micros(500)));
         }
-        assert_eq!(pace.next(Found::Nothing, now), Step::Park);
+        assert_eq!(pace.next(Found::Nothing, 109, now), Step::Park);
         assert_eq!(wake(&mut pace, 100 * (sleeps + 1)).1, 0, "it starts anew");
+    }
+
+    #[test]
+    fn what_follows_from_messages_is_never_delayed() {
+        let mut pace = Pace::new(Duration::ZERO, micros(500));
+        for message in (1..1000).map(|number| 1000 * number) {
+            for at in 0..50 {
+                assert_eq!(wake_with(&mut pace, message, message + 10 * at).1, 0);
+            }
+        }
     }
 
     #[test]
     fn who_has_more_to_do_does_not_rest() {
         let mut pace = Pace::new(Duration::ZERO, micros(500));
-        assert_eq!(pace.next(Found::More, micros(0)), Step::Look);
+        assert_eq!(pace.next(Found::More, 1, micros(0)), Step::Look);
     }
 }

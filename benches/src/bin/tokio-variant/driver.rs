@@ -149,7 +149,7 @@ impl Driver {
             return Poll::Pending;
         }
         self.step = match &self.link {
-            Link::Up { .. } => self.pace.next(found, self.epoch.elapsed()),
+            Link::Up { .. } => self.pace.next(found, self.shard.counters().messages(), self.epoch.elapsed()),
             _ => Step::Park,
         };
         Poll::Ready(())
