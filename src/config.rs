@@ -198,6 +198,10 @@ pub struct RunArgs {
     #[arg(value_parser = parse_any_span)]
     pub retention: Duration,
 
+    /// In memory mode, answer a request at once, even if another core has not read yet what was published just before it
+    #[arg(long, hide_env_values = true, env = "ALARM_DIGEST_EAGER")]
+    pub eager: bool,
+
     /// Exit with an error when no server answers at the start, instead of waiting for one
     #[arg(long, hide_env_values = true, env = "ALARM_DIGEST_NO_WAIT")]
     pub no_wait: bool,
@@ -447,6 +451,7 @@ impl Cli {
         Ok(ShardConfig {
             subjects: self.nats.subjects()?,
             queue_group: self.run.queue_group.clone(),
+            is_eager: self.run.eager,
             retention: self.run.retention,
             output_bytes_max: self.run.output_bytes_max as usize,
             unsettled_bytes_max: self.run.unsettled_bytes_max as usize,

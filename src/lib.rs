@@ -11,7 +11,7 @@
 //! | `alarms` | one user's alarms, held densely |
 //! | [`message`] | JSON to words and back |
 //! | [`logic`] | what a driver sees of one core's logic, in either mode |
-//! | [`shard`] | one core's whole logic in memory mode: bytes and mail in, bytes and mail out |
+//! | [`shard`] | one core's whole logic in memory mode: bytes and mail in, bytes and mail out; `shard/causal`: fences that make a digest miss nothing |
 //! | [`durable`] | the same in durable mode: the record of a user, its state machine, who is there to look after it, the worker |
 //! | [`mesh`] | mail between cores: a table of bounded inboxes |
 //! | [`pace`] | when a core looks again, lets work gather, or sleeps |

@@ -7,10 +7,15 @@
 //!                    dead letter
 //! ```
 //!
+//! A request waits at the owner for a round of fences of all shards (`causal`), so that its digest misses nothing that the
+//! server had taken before it.
+//!
 //! What is published is kept until a fence proves that the server has read it, and is sent again on the next
 //! connection until then.
 //!
 //! Never: a socket, a thread, a clock, a log line. What the log should know is left in [`Logic::notices`].
+
+mod causal;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -23,6 +28,7 @@ use crate::alarm::{AlarmId, Command, Condition, Digest, Timestamp, UserId};
 use crate::book::Book;
 use crate::logic::{Counters, Logic, Notice, RejectionLog};
 use crate::message::{self, Rejection};
+use causal::Causal;
 
 /// A shard's number, less than the number of shards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +41,8 @@ pub struct ShardConfig {
     pub subjects: Subjects,
     /// The queue group that all shards subscribe in.
     pub queue_group: String,
+    /// Digests do not wait until every shard has read what the server took before the request.
+    pub is_eager: bool,
     /// How long a cleared alarm is remembered after it was cleared.
     pub retention: Duration,
     /// Output beyond this many bytes holds back whatever would make more of it.
@@ -66,8 +74,12 @@ pub struct Subjects {
 pub enum Mail {
     /// For the owner of its user.
     Command(Command),
-    /// The last mail from this peer to this shard: it drains.
-    Last,
+    /// For every shard: this one waits for a fence of yours.
+    Fence(ShardId),
+    /// This shard's fence has passed; what it had read before came before this.
+    Passed(ShardId),
+    /// The last mail from this shard: it drains, and has read all that it will.
+    Last(ShardId),
 }
 
 /// The logic of one core.
@@ -87,6 +99,7 @@ pub struct Shard {
     /// How many of those stand before `fence`.
     fenced: usize,
     fence: Option<Fence>,
+    causal: Causal,
     /// Whose digests wait until more is settled.
     postponed: VecDeque<UserId>,
     /// When this has passed, the server has read our subscriptions.
@@ -95,7 +108,8 @@ pub struct Shard {
     mail: Vec<Vec<Mail>>,
     mail_is_full: bool,
     drain: Drain,
-    lasts_expected: usize,
+    /// Which shards have sent their last mail; our own counts from the start.
+    lasts: Vec<bool>,
     notices: Vec<Notice>,
     rejections: RejectionLog,
     counters: Counters,
@@ -163,12 +177,13 @@ impl Shard {
             written: 0,
             fenced: 0,
             fence: None,
+            causal: Causal::new(shards),
             postponed: VecDeque::new(),
             subscribed: None,
             mail: (0..shards).map(|_| Vec::new()).collect(),
             mail_is_full: false,
             drain: Drain::Not,
-            lasts_expected: shards - 1,
+            lasts: (0..shards).map(|shard| shard == id.0).collect(),
             notices: Vec::new(),
             rejections: RejectionLog::default(),
             counters: Counters::default(),
@@ -233,8 +248,56 @@ impl Shard {
     fn execute(&mut self, command: Command) {
         match command {
             Command::Apply(change) => self.book.apply(change),
-            Command::SendDigest(user) if self.is_full() => self.postponed.push_back(user),
-            Command::SendDigest(user) => self.send_digest(&user),
+            // On one connection the server keeps the order.
+            Command::SendDigest(user) if self.config.is_eager || self.mail.len() == 1 => self.answer(user),
+            Command::SendDigest(user) => self.causal.ask(user),
+        }
+    }
+
+    fn answer(&mut self, user: UserId) {
+        if self.is_full() {
+            return self.postponed.push_back(user);
+        }
+        self.send_digest(&user);
+    }
+
+    /// Begins what rounds and fences are due.
+    fn go_on_with_rounds(&mut self, now: Duration) {
+        self.answer_what_passed();
+        let (id, has_read_all) = (self.id, self.drain == Drain::Read);
+        let is_done = |shard: ShardId| if shard == id { has_read_all } else { self.lasts[shard.0] };
+        for shard in self.causal.begin(is_done).unwrap_or_default() {
+            if shard == id {
+                self.causal.want(id);
+            } else if !has_read_all {
+                self.mail[shard.0].push(Mail::Fence(id));
+            }
+            // Whoever has read all will hear no more of it than the last mail of the others, which is on its way.
+        }
+        match self.link.as_mut().filter(|link| link.is_ready()) {
+            Some(link) if !has_read_all => self.causal.send(|| link.fence(now)),
+            _ => {
+                let owners = self.causal.on_silence();
+                self.tell_passed(owners);
+            }
+        }
+        self.answer_what_passed();
+    }
+
+    fn tell_passed(&mut self, owners: Vec<ShardId>) {
+        for owner in owners {
+            if owner == self.id {
+                self.causal.pass(owner);
+            } else if self.drain != Drain::Read {
+                // Otherwise our last mail has said so.
+                self.mail[owner.0].push(Mail::Passed(self.id));
+            }
+        }
+    }
+
+    fn answer_what_passed(&mut self) {
+        for user in self.causal.passed() {
+            self.answer(user);
         }
     }
 
@@ -287,6 +350,8 @@ impl Shard {
                 self.send_digest(&user);
             }
         }
+        let owners = self.causal.on_passed(fence);
+        self.tell_passed(owners);
         if self.subscribed == Some(fence) {
             self.subscribed = None;
             self.counters.connected += 1;
@@ -304,7 +369,7 @@ impl Shard {
             .iter_mut()
             .enumerate()
             .filter(|(peer, _)| *peer != id)
-            .for_each(|(_, mail)| mail.push(Mail::Last));
+            .for_each(|(_, mail)| mail.push(Mail::Last(ShardId(id))));
     }
 }
 
@@ -318,6 +383,9 @@ impl Logic for Shard {
         self.link = None;
         self.counters.resent += self.written as u64;
         (self.written, self.fenced, self.fence, self.subscribed) = (0, 0, None, None);
+        // What was on its way is read or lost.
+        let owners = self.causal.on_silence();
+        self.tell_passed(owners);
         if let Drain::Reading(_) = self.drain {
             self.on_all_read();
         }
@@ -350,7 +418,12 @@ impl Logic for Shard {
     fn on_mail(&mut self, mail: Mail) {
         match mail {
             Mail::Command(command) => self.execute(command),
-            Mail::Last => self.lasts_expected -= 1,
+            Mail::Fence(owner) => self.causal.want(owner),
+            Mail::Passed(shard) => self.causal.pass(shard),
+            Mail::Last(shard) => {
+                self.lasts[shard.0] = true;
+                self.causal.pass(shard);
+            }
         }
     }
 
@@ -382,6 +455,7 @@ impl Logic for Shard {
     }
 
     fn finish_turn(&mut self, now: Duration) {
+        self.go_on_with_rounds(now);
         let Some(link) = self.link.as_mut().filter(|link| link.is_ready()) else { return };
         while self.written < self.unsettled.len() && link.output().len() < self.config.output_bytes_max {
             let publication = &self.unsettled[self.written];
@@ -428,7 +502,8 @@ impl Logic for Shard {
 
     fn is_drained(&self) -> bool {
         self.drain == Drain::Read
-            && self.lasts_expected == 0
+            && !self.lasts.contains(&false)
+            && self.causal.waiting() == 0
             && self.unsettled.is_empty()
             && self.postponed.is_empty()
             && self.mail.iter().all(Vec::is_empty)
@@ -451,7 +526,7 @@ impl Logic for Shard {
     }
 
     fn unsettled(&self) -> usize {
-        self.unsettled.len() + self.postponed.len()
+        self.unsettled.len() + self.postponed.len() + self.causal.waiting()
     }
 }
 

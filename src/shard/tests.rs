@@ -17,6 +17,7 @@ fn config() -> ShardConfig {
             rejected: "rejected".into(),
         },
         queue_group: "group".into(),
+        is_eager: false,
         retention: Duration::from_secs(60),
         output_bytes_max: 1 << 20,
         unsettled_bytes_max: 1 << 20,
@@ -247,12 +248,89 @@ fn draining_unsubscribes_takes_what_is_on_its_way_and_settles_it() {
     assert_eq!(told(&mut shard, &[]), "UNSUB 1\r\nUNSUB 2\r\nPING\r\n");
     let ours = (0..).map(|number| format!("user {number}")).find(|name| owner_of(name, 2) == ShardId(0));
     let ours = ours.expect("half of all names");
-    assert!(told(&mut shard, &[&change(&ours, "disk"), &request(&ours), "PONG\r\n"]).ends_with("PING\r\n"));
-    assert_eq!(mail_for(&mut shard).drain(..).collect::<Vec<_>>(), [Mail::Last]);
-    told(&mut shard, &["PONG\r\n"]);
+    assert_eq!(told(&mut shard, &[&change(&ours, "disk"), &request(&ours), "PONG\r\n"]), "");
+    assert_eq!(mail_for(&mut shard).drain(..).collect::<Vec<_>>(), [Mail::Last(ShardId(0))]);
     assert!(!shard.is_drained(), "a peer may still send");
-    shard.on_mail(Mail::Last);
+    shard.on_mail(Mail::Last(ShardId(1)));
+    assert!(told(&mut shard, &[]).starts_with("PUB digest"));
+    assert!(!shard.is_drained(), "the digest is not proved");
+    told(&mut shard, &["PONG\r\n"]);
     assert!(shard.is_drained());
+}
+
+/// A request that came by itself, so that its user is ours.
+fn asked(shards: usize) -> Shard {
+    let mut shard = ready(shards);
+    let change = message::decode_change(change("ann", "disk").lines().nth(1).expect("a payload").as_bytes());
+    let request = message::decode_request(br#"{"UserID":"ann"}"#);
+    shard.on_mail(Mail::Command(change.expect("a change")));
+    shard.on_mail(Mail::Command(request.expect("a request")));
+    shard
+}
+
+#[test]
+fn a_digest_waits_until_every_shard_has_read_what_came_before_the_request() {
+    let mut shard = asked(2);
+    assert_eq!(told(&mut shard, &[]), "PING\r\n");
+    assert_eq!(mail_for(&mut shard).drain(..).collect::<Vec<_>>(), [Mail::Fence(ShardId(0))]);
+    assert_eq!((told(&mut shard, &["PONG\r\n"]).as_str(), shard.unsettled()), ("", 1));
+    shard.on_mail(Mail::Passed(ShardId(1)));
+    assert_eq!(told(&mut shard, &[]), DIGEST);
+}
+
+#[test]
+fn requests_that_come_during_a_round_wait_for_the_next() {
+    let mut shard = asked(2);
+    told(&mut shard, &[]);
+    let request = message::decode_request(br#"{"UserID":"bob"}"#).expect("a request");
+    shard.on_mail(Mail::Command(request));
+    shard.on_mail(Mail::Passed(ShardId(1)));
+    mail_for(&mut shard).clear();
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), format!("PING\r\n{DIGEST}"));
+    assert_eq!(mail_for(&mut shard).drain(..).collect::<Vec<_>>(), [Mail::Fence(ShardId(0))]);
+}
+
+#[test]
+fn a_peer_is_told_when_what_was_on_its_way_to_us_has_been_read_and_mailed() {
+    let mut shard = ready(2);
+    shard.on_mail(Mail::Fence(ShardId(1)));
+    assert_eq!(told(&mut shard, &[]), "PING\r\n");
+    shard.on_mail(Mail::Fence(ShardId(1)));
+    assert_eq!(told(&mut shard, &[]), "", "one fence at a time");
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), "PING\r\n");
+    assert_eq!(mail_for(&mut shard).drain(..).collect::<Vec<_>>(), [Mail::Passed(ShardId(0))]);
+}
+
+#[test]
+fn without_a_link_nothing_is_on_its_way() {
+    let mut shard = ready(2);
+    shard.on_mail(Mail::Fence(ShardId(1)));
+    told(&mut shard, &[]);
+    shard.on_link_lost(NOW);
+    assert_eq!(mail_for(&mut shard).drain(..).collect::<Vec<_>>(), [Mail::Passed(ShardId(0))]);
+    shard.on_mail(Mail::Fence(ShardId(1)));
+    shard.finish_turn(NOW);
+    assert_eq!(mail_for(&mut shard).drain(..).collect::<Vec<_>>(), [Mail::Passed(ShardId(0))]);
+}
+
+#[test]
+fn the_last_mail_of_a_peer_is_as_good_as_a_fence() {
+    let mut shard = asked(2);
+    told(&mut shard, &[]);
+    told(&mut shard, &["PONG\r\n"]);
+    shard.on_mail(Mail::Last(ShardId(1)));
+    assert_eq!(told(&mut shard, &[]), DIGEST);
+}
+
+#[test]
+fn who_is_eager_does_not_wait() {
+    let mut shard = asked(1);
+    assert_eq!(told(&mut shard, &[]), DIGEST, "one shard reads all of it");
+    let mut shard = ready(2);
+    shard.config.is_eager = true;
+    let ours = (0..).map(|number| format!("user {number}")).find(|name| owner_of(name, 2) == ShardId(0));
+    let ours = ours.expect("half of all names");
+    assert!(told(&mut shard, &[&change(&ours, "disk"), &request(&ours)]).starts_with("PUB digest"));
 }
 
 fn mail_for(shard: &mut Shard) -> &mut Vec<Mail> {

@@ -8,12 +8,12 @@
 mod durable;
 mod rules;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use alarm_digest::alarm::{AlarmId, Command, Condition, Timestamp, UserId};
 use alarm_digest::logic::Logic;
-use alarm_digest::message::decode_change;
+use alarm_digest::message::{decode_change, decode_request};
 use alarm_digest::shard::{Mail, Shard, ShardConfig, ShardId, Subjects, owner};
 use alarm_digest_checker::{Oracle, parse_digest};
 use fastrand::Rng;
@@ -26,13 +26,19 @@ const SEEDS: u64 = 10_000;
 fn nothing_is_lost_invented_or_told_twice_whatever_the_broker_does() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     if let Some(seed) = number("SIMULATION_SEED") {
-        return Simulation::new(seed).run();
+        return Simulation::new(seed, false).run();
     }
     for seed in 0..number("SIMULATION_SEEDS").unwrap_or(SEEDS) {
-        if std::panic::catch_unwind(|| Simulation::new(seed).run()).is_err() {
+        if std::panic::catch_unwind(|| Simulation::new(seed, false).run()).is_err() {
             panic!("repeat it with SIMULATION_SEED={seed}");
         }
     }
+}
+
+#[test]
+fn a_digest_that_does_not_wait_for_the_fences_is_caught_within_a_hundred_seeds() {
+    let is_caught = |seed| std::panic::catch_unwind(|| Simulation::new(seed, true).run()).is_err();
+    assert!((0..100).any(is_caught));
 }
 
 /// A published message and what its subject is.
@@ -76,6 +82,9 @@ struct Simulation {
     to_publish: u32,
     breaks_left: u32,
     oracle: Oracle,
+    /// What the broker has put on a connection, of each user, and what of it before the user's last request.
+    taken: HashMap<UserId, BTreeSet<(AlarmId, Condition)>>,
+    promised: HashMap<UserId, BTreeSet<(AlarmId, Condition)>>,
     /// Digests may be repeated from the first break on.
     has_broken: bool,
     /// Every digest payload that came out, to know a repetition.
@@ -90,7 +99,7 @@ const SEND: &str = "send";
 const USERS: u32 = 5;
 const INBOX_MAX: usize = 4;
 
-fn config(rng: &mut Rng) -> ShardConfig {
+fn config(rng: &mut Rng, is_eager: bool) -> ShardConfig {
     let subject = String::from;
     ShardConfig {
         subjects: Subjects {
@@ -100,6 +109,7 @@ fn config(rng: &mut Rng) -> ShardConfig {
             rejected: subject("rejected"),
         },
         queue_group: "group".into(),
+        is_eager,
         retention: Duration::from_secs(1 << 40),
         output_bytes_max: rng.usize(1..2000),
         unsettled_bytes_max: rng.usize(1..500),
@@ -116,10 +126,10 @@ fn config(rng: &mut Rng) -> ShardConfig {
 }
 
 impl Simulation {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, is_eager: bool) -> Self {
         let mut rng = Rng::with_seed(seed);
         let shards = rng.usize(1..5);
-        let config = config(&mut rng);
+        let config = config(&mut rng, is_eager);
         let core = |id| Core {
             shard: Shard::new(ShardId(id), shards, config.clone()),
             connection: None,
@@ -137,6 +147,8 @@ impl Simulation {
             to_publish: rng.u32(1..200),
             breaks_left: if rng.bool() { 0 } else { rng.u32(1..8) },
             oracle: Oracle::default(),
+            taken: HashMap::new(),
+            promised: HashMap::new(),
             has_broken: false,
             digests: Vec::new(),
             bad_published: 0,
@@ -156,6 +168,7 @@ impl Simulation {
             }
         }
         self.settle("all that was published");
+        self.hold_to_promises();
         for number in 0..USERS {
             self.pool.push(Published { subject: SEND, payload: format!(r#"{{"UserID":"user {number}"}}"#) });
         }
@@ -284,7 +297,8 @@ impl Simulation {
         if members.is_empty() {
             return;
         }
-        let (core, sid) = members.swap_remove(self.rng.usize(..members.len()));
+        let chosen = self.rng.usize(..members.len());
+        let (core, sid) = members.swap_remove(chosen);
         let is_repeated = self.to_publish > 0 && self.rng.u32(..10) == 0;
         let published = if is_repeated { self.pool[picked].clone() } else { self.pool.swap_remove(picked) };
         let connection = core.connection.as_mut().expect("it is subscribed");
@@ -292,7 +306,37 @@ impl Simulation {
         let subject = Subject::new(published.subject).expect("a valid subject");
         encode::message(&mut bytes, subject, Sid::from(sid), None, published.payload.as_bytes());
         connection.send(&bytes);
-        connection.on_their_way.push_back((connection.sent, published));
+        connection.on_their_way.push_back((connection.sent, published.clone()));
+        self.note_taken(&published);
+    }
+
+    /// What the broker takes before a request must be in the digest that answers it.
+    fn note_taken(&mut self, published: &Published) {
+        let payload = published.payload.as_bytes();
+        match published.subject {
+            CHANGED => {
+                if let Ok(Command::Apply(change)) = decode_change(payload) {
+                    self.taken.entry(change.user).or_default().insert((change.alarm, change.condition));
+                }
+            }
+            _ => {
+                if let Ok(Command::SendDigest(user)) = decode_request(payload) {
+                    let taken = self.taken.get(&user).cloned().unwrap_or_default();
+                    self.promised.insert(user, taken);
+                }
+            }
+        }
+    }
+
+    /// A broker takes again what was on a connection that broke, and nothing is promised of that.
+    fn hold_to_promises(&self) {
+        if self.has_broken {
+            return;
+        }
+        for (user, promised) in &self.promised {
+            let missed = self.oracle.untold(user, promised);
+            assert!(missed.is_empty(), "seed {}: {user:?} missed {missed:?} in a digest", self.seed);
+        }
     }
 
     fn connect(&mut self, at: usize) {

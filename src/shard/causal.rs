@@ -1,0 +1,109 @@
+//! Requests that wait until every shard has read what the server had taken before them.
+//!
+//! ```text
+//! owner of the user              every shard, the owner too               owner
+//! requests ─► a round ─► Fence ─► PING … PONG, all before it mailed ─► Passed ─► digests
+//! ```
+//!
+//! A request and the alarm published just before it may come on two connections, at two cores, the request first. But the
+//! server answers a PING behind all that it has put on that connection: a shard whose PONG is back has read every change
+//! that was on its way to it, and mailed it ahead of the `Passed`. One round covers all requests that came before it, so what
+//! rounds cost is bounded by the round trip, and not by the rate of requests.
+//!
+//! A shard without a link, or with one that has not subscribed yet, passes at once: nothing is on its way to it.
+//!
+//! Never: a session, a digest.
+
+use nats_wire::session::Fence;
+
+use super::ShardId;
+use crate::alarm::UserId;
+
+/// The rounds of one shard: its own as an owner, and its part in those of others.
+///
+/// `round` is empty ⇔ nobody is awaited.
+#[derive(Debug)]
+pub(super) struct Causal {
+    /// Whose digests wait for the next round.
+    asked: Vec<UserId>,
+    /// Whose digests wait for this one.
+    round: Vec<UserId>,
+    /// Which shards have not passed yet, by their number.
+    awaited: Vec<bool>,
+    /// Owners that wait for our next fence.
+    wanted: Vec<ShardId>,
+    /// Our fence that has not passed yet, and who waits for it.
+    under_way: Option<(Fence, Vec<ShardId>)>,
+}
+
+impl Causal {
+    pub(super) fn new(shards: usize) -> Self {
+        Self {
+            asked: Vec::new(),
+            round: Vec::new(),
+            awaited: vec![false; shards],
+            wanted: Vec::new(),
+            under_way: None,
+        }
+    }
+
+    /// A request for `user` came.
+    pub(super) fn ask(&mut self, user: UserId) {
+        self.asked.push(user);
+    }
+
+    /// Begins a round, if one is due, that waits for all shards but those that `is_done` says have read everything: these
+    /// shards.
+    pub(super) fn begin(&mut self, is_done: impl Fn(ShardId) -> bool) -> Option<Vec<ShardId>> {
+        if !self.round.is_empty() || self.asked.is_empty() {
+            return None;
+        }
+        std::mem::swap(&mut self.round, &mut self.asked);
+        let awaited: Vec<ShardId> =
+            (0..self.awaited.len()).map(ShardId).filter(|shard| !is_done(*shard)).collect();
+        awaited.iter().for_each(|shard| self.awaited[shard.0] = true);
+        Some(awaited)
+    }
+
+    /// `shard` has read all that came before the round, if it is awaited at all.
+    pub(super) fn pass(&mut self, shard: ShardId) {
+        self.awaited[shard.0] = false;
+    }
+
+    /// Whose digests may be taken now.
+    pub(super) fn passed(&mut self) -> Vec<UserId> {
+        if self.awaited.contains(&true) { Vec::new() } else { std::mem::take(&mut self.round) }
+    }
+
+    /// `owner` waits for a fence that is still to be sent.
+    pub(super) fn want(&mut self, owner: ShardId) {
+        self.wanted.push(owner);
+    }
+
+    /// Sends the fence that owners wait for, unless one is under way.
+    pub(super) fn send(&mut self, fence: impl FnOnce() -> Fence) {
+        if self.under_way.is_none() && !self.wanted.is_empty() {
+            self.under_way = Some((fence(), std::mem::take(&mut self.wanted)));
+        }
+    }
+
+    /// Who waited for `fence`.
+    pub(super) fn on_passed(&mut self, fence: Fence) -> Vec<ShardId> {
+        match self.under_way.take_if(|(sent, _)| *sent == fence) {
+            Some((_, owners)) => owners,
+            None => Vec::new(),
+        }
+    }
+
+    /// Who waits for any fence of ours: nothing more can come on this link.
+    pub(super) fn on_silence(&mut self) -> Vec<ShardId> {
+        let mut owners = std::mem::take(&mut self.wanted);
+        owners.extend(self.under_way.take().into_iter().flat_map(|(_, owners)| owners));
+        owners
+    }
+
+    /// How many requests wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.asked.len() + self.round.len()
+    }
+}
