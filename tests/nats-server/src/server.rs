@@ -36,7 +36,7 @@ const CONFIG_FILE: &str = "nats-server.conf";
 const CLASH: &str = "address already in use";
 
 /// What to start. From [`Server::builder`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct Builder {
     binary: Binary,
@@ -80,6 +80,24 @@ impl Builder {
         Err(Error::new(format!("{}: {CLASHES_MAX} free ports were taken before it started", self.binary)))
     }
 
+    /// Starts so many servers that know each other, and waits until each answers. That they have agreed on who leads is
+    /// another matter, of seconds.
+    ///
+    /// # Errors
+    /// As [`Builder::start`].
+    pub fn start_cluster(&self, servers: usize) -> Result<Vec<Server>, Error> {
+        let ports = (0..servers).map(|_| Port::reserve()).collect::<Result<Vec<_>, _>>()?;
+        let routes: Vec<String> = ports.iter().map(|port| format!("\"nats://{}\"", addr(port))).collect();
+        let routes = routes.join(", ");
+        let start = |port: Port| {
+            let listen = addr(&port);
+            let lines = format!("cluster {{ name: fixture, listen: \"{listen}\", routes: [{routes}] }}");
+            let server = self.clone().config(&lines).start()?;
+            Ok(Server { _route: Some(port), ..server })
+        };
+        ports.into_iter().map(start).collect()
+    }
+
     fn launch(&self) -> Result<Server, Error> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("fixture-{}-{}", id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -98,7 +116,16 @@ impl Builder {
         command.current_dir(scratch.path());
 
         let process = Process::spawn_in(scratch.path(), &command)?;
-        Ok(Server { process, command, binary: self.binary.clone(), name, port, monitor, scratch })
+        Ok(Server {
+            process,
+            command,
+            binary: self.binary.clone(),
+            name,
+            port,
+            monitor,
+            _route: None,
+            scratch,
+        })
     }
 }
 
@@ -117,6 +144,8 @@ pub struct Server {
     name: String,
     port: Port,
     monitor: Option<Port>,
+    /// Held, for as long as it is in a cluster.
+    _route: Option<Port>,
     scratch: Scratch,
 }
 
@@ -168,6 +197,12 @@ impl Server {
     #[must_use]
     pub fn binary(&self) -> &Binary {
         &self.binary
+    }
+
+    /// What it calls itself, also to the others of its cluster.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Kills it with SIGKILL, if it runs, and waits until it is gone.
