@@ -1,11 +1,14 @@
 //! The durable mode on real JetStream servers: what it promises when nothing goes wrong is here; `chaos` puts it under
-//! load, and `instances`, `servers` and `limits` break what they are named after while that goes on.
+//! load, and `instances`, `network`, `servers`, `cluster` and `limits` break what they are named after while that goes on.
 
 mod chaos;
 #[allow(dead_code, reason = "the program uses the rest")]
 #[path = "../../src/client.rs"]
 mod client;
+mod cluster;
 mod instances;
+mod limits;
+mod network;
 mod servers;
 #[allow(dead_code, reason = "the other tests use the rest")]
 #[path = "../service/world.rs"]

@@ -216,13 +216,17 @@ impl Streams {
     pub fn until_drained(&mut self, patience: Duration) -> Result<(), String> {
         let deadline = Instant::now() + patience;
         loop {
-            // Just after its start a server may not have found its consumer yet.
-            let info = self.consumer();
-            if info.as_ref().is_ok_and(|info| info.num_pending == 0 && info.num_ack_pending == 0) {
+            // Just after its start a server may not have found its consumer yet, and a consumer may not have heard of what
+            // its stream has just acknowledged; but what is not done is in the stream.
+            let (info, stream) = (self.consumer(), self.stream(&format!("{}_IN", self.name)));
+            if info.as_ref().is_ok_and(|info| info.num_pending == 0 && info.num_ack_pending == 0)
+                && stream.as_ref().is_ok_and(|stream| stream.state.messages == 0)
+            {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(format!("the queue is never empty: {info:?}"));
+                let state = stream.map(|stream| stream.state);
+                return Err(format!("the queue is never empty: {state:?}, {info:?}"));
             }
             thread::sleep(PAUSE);
         }
