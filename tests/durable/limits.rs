@@ -11,13 +11,16 @@ use crate::world::on_each_server;
 const FULL: &str = "maximum bytes exceeded";
 
 /// Older servers lose what they have acknowledged when a stream is full. Seen with 2.9.10: one of 60 keys of a full bucket that
-/// plain writes of changing size replaced, without any of our code, was not found any more; and in five of seven runs a few
-/// changes in a full queue never came to any record.
+/// plain writes of changing size replaced, without any of our code, was not found any more; and in ten of fifteen runs a few
+/// changes in a full queue never came to any record, for which no reason was found.
 const KEEPS_WHAT_IT_HAS_WHEN_FULL: Release = Release { major: 2, minor: 10, patch: 0 };
 
 #[test]
 fn publishers_are_refused_while_the_queue_is_full_and_nothing_acknowledged_is_lost() {
     on_each_server(|binary| {
+        if binary.release() < KEEPS_WHAT_IT_HAS_WHEN_FULL {
+            return eprintln!("not on {binary}, which loses what it has when a stream is full");
+        }
         let arguments = &["--js-input-bytes-max", "300000"];
         let setup = Setup { arguments, ..Setup::new("AD_IN full, all instances killed meanwhile") };
         let published = chaos(&setup, vec![jetstream_server(binary)], |world| {
