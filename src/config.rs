@@ -228,7 +228,8 @@ pub struct RunArgs {
     #[arg(value_parser = parse_any_span)]
     pub spin: Duration,
 
-    /// While messages come densely, how long a core lets them gather before it takes them together; 0s: never
+    /// While messages come densely, some 2,000 a second and core, how long a core lets them gather before it takes them
+    /// together; 0s: never, as with --spin
     #[arg(
         long,
         value_name = "TIME",

@@ -15,8 +15,13 @@
 use std::time::Duration;
 
 /// So many sleeps in a row must have been short before a core coalesces, so that who comes alone, or with a few others, is
-/// served at once.
+/// served at once. Twice as many after each time that it was not worth it, up to a limit: somebody who waits for each answer
+/// before asking again is as fast as a dense stream, and would be held to one message in each span.
 const SHORT_SLEEPS_MIN: u32 = 8;
+const SHORT_SLEEPS_MAX: u32 = 1 << 14;
+
+/// So many messages make a span worth it.
+const GATHERED_MIN: u64 = 4;
 
 /// What a driver does next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +56,8 @@ pub struct Pace {
     parked_at: Option<Duration>,
     /// Such sleeps in a row that began less than half of `coalesce` after the one before.
     short_sleeps: u32,
+    /// How many of them it takes now.
+    short_sleeps_needed: u32,
     /// How many messages had come by then, or by the last [`Step::Gather`].
     messages: u64,
     /// The last step was [`Step::Gather`], or a look right after it.
@@ -58,15 +65,18 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Spins for `spin` before it sleeps, and coalesces for `coalesce`; zero turns either off.
+    /// Spins for `spin` before it sleeps, or coalesces for `coalesce`; zero turns either off. Who spins is in a hurry and does not
+    /// coalesce.
     #[must_use]
     pub const fn new(spin: Duration, coalesce: Duration) -> Self {
+        let coalesce = if spin.is_zero() { coalesce } else { Duration::ZERO };
         Self {
             spin,
             coalesce,
             idle_since: None,
             parked_at: None,
             short_sleeps: 0,
+            short_sleeps_needed: SHORT_SLEEPS_MIN,
             messages: 0,
             is_gathering: false,
         }
@@ -75,19 +85,34 @@ impl Pace {
     /// What to do after a turn that ended at `now`, when `messages` had come from the server in all. After [`Step::Park`] it is
     /// asked only if that turn found something.
     pub fn next(&mut self, found: Found, messages: u64, now: Duration) -> Step {
-        let has_come = messages != self.messages;
         match found {
-            Found::Nothing => self.rest(messages, now),
-            Found::Some if has_come && (self.is_gathering || self.short_sleeps >= SHORT_SLEEPS_MIN) => {
+            Found::Nothing => return self.rest(messages, now),
+            Found::Some if self.is_dense(messages) => {
                 (self.is_gathering, self.short_sleeps, self.messages) = (true, 0, messages);
                 self.idle_since = None;
-                Step::Gather(self.coalesce)
+                return Step::Gather(self.coalesce);
             }
-            Found::Some | Found::More => {
-                self.idle_since = None;
-                Step::Look
-            }
+            Found::Some | Found::More => self.idle_since = None,
         }
+        Step::Look
+    }
+
+    fn is_dense(&mut self, messages: u64) -> bool {
+        if !self.is_gathering {
+            return messages != self.messages && self.short_sleeps >= self.short_sleeps_needed;
+        }
+        let is_worth_it = messages - self.messages >= GATHERED_MIN;
+        if is_worth_it {
+            self.short_sleeps_needed = SHORT_SLEEPS_MIN;
+        } else {
+            self.stop_gathering(messages);
+        }
+        is_worth_it
+    }
+
+    fn stop_gathering(&mut self, messages: u64) {
+        self.short_sleeps_needed = (self.short_sleeps_needed * 2).min(SHORT_SLEEPS_MAX);
+        (self.is_gathering, self.parked_at, self.messages) = (false, None, messages);
     }
 
     fn rest(&mut self, messages: u64, now: Duration) -> Step {
@@ -96,8 +121,7 @@ impl Pace {
             return Step::Look;
         }
         if self.is_gathering {
-            // What would have come meanwhile did not: not dense any more.
-            (self.is_gathering, self.parked_at) = (false, None);
+            self.stop_gathering(messages);
         } else if messages != self.messages {
             let is_short =
                 self.parked_at.is_some_and(|before| now.saturating_sub(before) < self.coalesce / 2);
@@ -167,11 +191,29 @@ mod tests {
             assert_eq!(wake(&mut pace, 100 * at).1, 0);
         }
         let now = micros(100 * sleeps);
-        for messages in 100..110 {
+        for messages in (100..200).step_by(GATHERED_MIN as usize) {
             assert_eq!(pace.next(Found::Some, messages, now), Step::Gather(micros(500)));
         }
-        assert_eq!(pace.next(Found::Nothing, 109, now), Step::Park);
+        assert_eq!(pace.next(Found::Nothing, 200, now), Step::Park);
         assert_eq!(wake(&mut pace, 100 * (sleeps + 1)).1, 0, "it starts anew");
+    }
+
+    /// A client that asks again 100 µs after each answer.
+    #[test]
+    fn who_waits_for_each_answer_is_not_held_to_one_a_span() {
+        let mut pace = Pace::new(Duration::ZERO, micros(1000));
+        let (mut now, mut messages) = (0, 0);
+        while now < 10_000_000 {
+            messages += 1;
+            now = wake_with(&mut pace, messages, now).0 + 100;
+        }
+        assert!(messages > 90_000, "{messages} instead of 100,000");
+    }
+
+    #[test]
+    fn who_spins_does_not_gather() {
+        let mut pace = Pace::new(micros(10), micros(500));
+        assert!((0..10_000).step_by(100).all(|at| wake(&mut pace, at).1 == 0));
     }
 
     #[test]
