@@ -24,8 +24,10 @@ use crate::alarm::UserId;
 /// `round` is empty ⇔ nobody is awaited.
 #[derive(Debug)]
 pub(super) struct Causal {
-    /// Whose digests wait for the next round.
+    /// Whose digests wait for the next round. Each stands in it a few times at most: sorted and cleaned whenever it has grown
+    /// to `cleaned_at`, since a round may take as long as a server that hangs, and one digest answers all requests before it.
     asked: Vec<UserId>,
+    cleaned_at: usize,
     /// Whose digests wait for this one.
     round: Vec<UserId>,
     /// Which shards have not passed yet, by their number.
@@ -36,10 +38,14 @@ pub(super) struct Causal {
     under_way: Option<(Fence, Vec<ShardId>)>,
 }
 
+/// Requests that wait before it is worth looking for the same user twice.
+const CLEANED_AT_MIN: usize = 1 << 14;
+
 impl Causal {
     pub(super) fn new(shards: usize) -> Self {
         Self {
             asked: Vec::new(),
+            cleaned_at: CLEANED_AT_MIN,
             round: Vec::new(),
             awaited: vec![false; shards],
             wanted: Vec::new(),
@@ -50,6 +56,11 @@ impl Causal {
     /// A request for `user` came.
     pub(super) fn ask(&mut self, user: UserId) {
         self.asked.push(user);
+        if self.asked.len() >= self.cleaned_at {
+            self.asked.sort_unstable();
+            self.asked.dedup();
+            self.cleaned_at = (2 * self.asked.len()).max(CLEANED_AT_MIN);
+        }
     }
 
     /// Begins a round, if one is due, that waits for all shards but those that `is_done` says have read everything: these
@@ -59,6 +70,7 @@ impl Causal {
             return None;
         }
         std::mem::swap(&mut self.round, &mut self.asked);
+        self.cleaned_at = CLEANED_AT_MIN;
         let awaited: Vec<ShardId> =
             (0..self.awaited.len()).map(ShardId).filter(|shard| !is_done(*shard)).collect();
         awaited.iter().for_each(|shard| self.awaited[shard.0] = true);
