@@ -146,8 +146,11 @@ impl<L: Logic> Driver<L> {
             // A socket that always has more would keep timers and the poll for writing from ever being looked at.
             glommio::yield_if_needed().await;
         }
-        if let Link::Up { stream, .. } = &self.link {
-            let _ = stream.shutdown(net::Shutdown::Both).await;
+        match self.link {
+            Link::Up { stream, .. } => drop(stream.shutdown(net::Shutdown::Both).await),
+            // glommio's thread panics when nobody waits for what it did, and a panic ends the other cores as well.
+            Link::Connecting(opening) => drop(opening.await),
+            Link::Waiting(_) => {}
         }
         let (users, alarms) = self.logic.holds();
         Report {
