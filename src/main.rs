@@ -246,8 +246,8 @@ fn summarize(mode: Mode, reports: &[Report]) -> ExitCode {
     error!(
         unsettled,
         cores = undrained,
-        "not drained: {unsettled} publications were not proved to have reached the server, and {undrained} cores may \
-         not have read all that was sent to them"
+        "not drained: {unsettled} publications or requests were not done with, as far as the server has proved, and \
+         {undrained} cores may not have read all that was sent to them"
     );
     ExitCode::FAILURE
 }

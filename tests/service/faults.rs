@@ -238,9 +238,10 @@ fn a_digest_that_the_server_refuses_is_told_once_it_may_be() {
         listener.flush();
         service.wait_for_line("server refused: Permissions Violation for Publish", SOON).expect("it says so");
         service.signal(Signal::TERM).expect("it runs");
+        service.wait_for_line("draining", SOON).expect("it says so");
         service.signal(Signal::TERM).expect("it runs");
         assert_eq!(exit_code(&mut service), 1, "it was not delivered\n{}", service.log());
-        assert!(service.log().contains("1 publications were not proved"), "{}", service.log());
+        assert!(service.log().contains("1 publications or requests were not done with"), "{}", service.log());
     });
 }
 
