@@ -55,6 +55,23 @@ fn an_independent_client_sees_the_same() {
     });
 }
 
+/// On two connections a request may overtake the alarm before it. Then there would be nothing to tell.
+#[test]
+fn no_digest_misses_the_alarm_published_just_before_the_request() {
+    on_each_server(|binary| {
+        let server = Server::start(binary).expect("a server");
+        let _service = service(&server, &["--cpus", "0,1,0,1"]);
+        let mut listener = Listener::new(&server);
+        for number in 0..300 {
+            let user = format!("user {number}");
+            listener.publish(&change(&user, "disk", "WARNING", &at(1)));
+            listener.ask(&user);
+            listener.flush();
+            assert!(listener.hear_of(&user, SOON), "the digest of {user} missed its alarm");
+        }
+    });
+}
+
 #[test]
 fn five_hundred_alarms_come_in_one_digest_oldest_first() {
     on_each_server(|binary| {

@@ -163,6 +163,17 @@ fn alarm(alarm: &Value) -> Alarm {
 }
 
 impl Listener {
+    /// Reads digests until one of `user` has come, for at most so long; says whether one has.
+    pub fn hear_of(&mut self, user: &str, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        while self.told_of(user).is_empty()
+            && let Some(received) = self.client.next(until).expect("the connection holds")
+        {
+            self.take(&received);
+        }
+        !self.told_of(user).is_empty()
+    }
+
     /// Reads digests for so long.
     pub fn hear_for(&mut self, time: Duration) {
         let until = Instant::now() + time;
