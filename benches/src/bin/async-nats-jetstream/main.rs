@@ -41,8 +41,8 @@ const BATCH: usize = 1000;
 /// What waits for one worker before the reader waits too.
 const WORKER_CAPACITY: usize = 1000;
 
-/// Publications in flight before the next one waits.
-const IN_FLIGHT_MAX: usize = 10_000;
+/// Publications in flight before the next one waits: more than all workers together can have open.
+const IN_FLIGHT_MAX: usize = 100_000;
 
 fn main() -> Result<ExitCode> {
     let cli = Cli::parse();

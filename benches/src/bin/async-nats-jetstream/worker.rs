@@ -3,7 +3,6 @@
 //! Never: decoding, pulling.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,9 +19,8 @@ use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::kv::{self, UpdateErrorKind};
 use async_nats::jetstream::message::{Acker, PublishMessage};
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tracing::warn;
 
 /// What a message asks for, and what acknowledges it.
@@ -40,8 +38,6 @@ const AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// What the headers of a stored record or digest can take, in bytes.
 const HEADER_BYTES_MAX: usize = 512;
 
-type Flight = Pin<Box<dyn Future<Output = (UserId, Done)> + Send>>;
-
 /// One worker.
 ///
 /// `kept` holds each of `users` once.
@@ -51,7 +47,9 @@ pub struct Worker {
     doing: Arc<Doing>,
     users: AHashMap<UserId, User<Acker>>,
     kept: VecDeque<UserId>,
-    flights: FuturesUnordered<Flight>,
+    /// Tasks of their own: the client hands out room in its channel in the order of asking, so that a flight which only this
+    /// worker could poll would keep everybody from sending while the worker itself waits for room.
+    flights: JoinSet<(UserId, Done)>,
     /// Messages that are neither acknowledged nor refused.
     open: usize,
     nonce_next: u128,
@@ -72,7 +70,7 @@ impl Worker {
             doing: Arc::new(Doing { jetstream, records, output, output_prefix }),
             users: AHashMap::new(),
             kept: VecDeque::new(),
-            flights: FuturesUnordered::new(),
+            flights: JoinSet::new(),
             open: 0,
             nonce_next: fastrand::u128(..),
         }
@@ -83,7 +81,10 @@ impl Worker {
         let mut has_more = true;
         while has_more || !self.flights.is_empty() {
             tokio::select! {
-                Some((id, done)) = self.flights.next() => self.on_done(id, done).await,
+                Some(flight) = self.flights.join_next() => {
+                    let (id, done) = flight.expect("a panic aborts the process");
+                    self.on_done(id, done).await;
+                }
                 task = tasks.recv(), if has_more && self.open < self.config.open_max => match task {
                     Some(task) => self.on_task(task).await,
                     None => has_more = false,
@@ -133,7 +134,7 @@ impl Worker {
         let acknowledged = std::mem::take(user.acknowledged());
         self.open -= acknowledged.len() + refused.len();
         if let Some(operation) = operation {
-            self.flights.push(Box::pin(Arc::clone(&self.doing).perform(id, operation)));
+            self.flights.spawn(Arc::clone(&self.doing).perform(id, operation));
         }
         for acker in acknowledged {
             say(acker.ack().await);
