@@ -109,8 +109,10 @@ impl ServerInfo {
 /// missing from the JSON of a client, nats-server takes `verbose`, `pedantic` and `echo` to be true, and so does
 /// [`parse`](Self::parse).
 ///
+/// `Debug` shows neither password, token, JWT nor signature.
+///
 /// Source: nats-server, server/client.go, `ClientOpts`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectOptions {
     /// Whether the server answers every operation with +OK.
     #[serde(default = "yes")]
@@ -157,9 +159,52 @@ pub struct ConnectOptions {
     /// Public key of the user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nkey: Option<String>,
-    /// The server's nonce, signed.
+    /// The server's nonce, signed with the user's seed: base64url of the ed25519 signature, without padding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sig: Option<String>,
+}
+
+impl fmt::Debug for ConnectOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // All members by name, so that a new one cannot be forgotten here.
+        let Self {
+            verbose,
+            pedantic,
+            echo,
+            tls_required,
+            headers,
+            no_responders,
+            protocol,
+            name,
+            lang,
+            version,
+            user,
+            pass,
+            auth_token,
+            jwt,
+            nkey,
+            sig,
+        } = self;
+        let hidden = |secret: &Option<String>| secret.as_ref().map(|_| "…");
+        f.debug_struct("ConnectOptions")
+            .field("verbose", verbose)
+            .field("pedantic", pedantic)
+            .field("echo", echo)
+            .field("tls_required", tls_required)
+            .field("headers", headers)
+            .field("no_responders", no_responders)
+            .field("protocol", protocol)
+            .field("name", name)
+            .field("lang", lang)
+            .field("version", version)
+            .field("user", user)
+            .field("pass", &hidden(pass))
+            .field("auth_token", &hidden(auth_token))
+            .field("jwt", &hidden(jwt))
+            .field("nkey", nkey)
+            .field("sig", &hidden(sig))
+            .finish()
+    }
 }
 
 /// Go takes `null` for a member that is missing; so must we.
@@ -281,6 +326,21 @@ mod tests {
         assert!(crate::JsonLine::new(&json).is_ok());
         assert_eq!(ConnectOptions::parse(json.as_bytes()).unwrap(), options);
         assert!(!json.contains("auth_token"));
+    }
+
+    #[test]
+    fn debug_output_shows_no_secret() {
+        let secret = || Some("s3cret".into());
+        let options = ConnectOptions {
+            user: Some("ann".into()),
+            pass: secret(),
+            auth_token: secret(),
+            jwt: secret(),
+            sig: secret(),
+            ..ConnectOptions::default()
+        };
+        let shown = alloc::format!("{options:#?}");
+        assert!(shown.contains("ann") && !shown.contains("s3cret"), "{shown}");
     }
 
     #[test]

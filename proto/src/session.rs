@@ -8,12 +8,16 @@
 //! session           CONNECT PING      → Event::Ready, then whatever the caller publishes and subscribes
 //! ```
 //!
+//! What CONNECT says of who we are depends on the connection, and may depend on INFO, whose nonce is to be signed: that is a
+//! [`SignIn`], which the caller gives to each session.
+//!
 //! A **fence** is a PING whose PONG proves that the server has read all that we wrote before it, and that we have
 //! read all that the server wrote before the PONG. NATS answers in order on one connection, so fences pass in order.
 //! Source: nats-server, `client.processPing` in server/client.go.
 //!
-//! Never: reconnecting, choosing a server, TLS, remembering subscriptions.
+//! Never: reconnecting, choosing a server, TLS, remembering subscriptions, cryptography.
 
+use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
@@ -42,6 +46,28 @@ pub struct SessionConfig {
     pub max_payload_at_least: u64,
 }
 
+/// What one connection adds to CONNECT once the server's INFO has come: who we are, and the proof of it. The default adds
+/// nothing.
+#[derive(Default)]
+pub struct SignIn(Option<Box<Complete>>);
+
+type Complete = dyn FnOnce(&ServerInfo, &mut ConnectOptions) -> Result<(), String> + Send;
+
+impl SignIn {
+    /// `complete` gets INFO and completes CONNECT, or says what was expected and what came.
+    pub fn new(
+        complete: impl FnOnce(&ServerInfo, &mut ConnectOptions) -> Result<(), String> + Send + 'static,
+    ) -> Self {
+        Self(Some(Box::new(complete)))
+    }
+}
+
+impl fmt::Debug for SignIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "SignIn(…)" } else { "SignIn" })
+    }
+}
+
 /// The number of a fence, counted from 1 within one session.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Fence(pub u64);
@@ -64,9 +90,11 @@ pub enum Event<'a> {
 /// One connection's state.
 ///
 /// `passed <= fences`; `start <= output.len()`; `state` is `Ready` ⇒ `info` is some.
-#[derive(Debug)]
+///
+/// `Debug` shows how much output there is and not what, since it may hold credentials.
 pub struct Session {
     config: SessionConfig,
+    sign_in: SignIn,
     decoder: ClientDecoder,
     state: State,
     info: Option<ServerInfo>,
@@ -91,6 +119,18 @@ enum State {
     Ready,
 }
 
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("state", &self.state)
+            .field("output_bytes", &self.output().len())
+            .field("fences", &self.fences)
+            .field("passed", &self.passed)
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Session {
     /// The connection was opened at `now`, a span since any fixed instant.
     #[must_use]
@@ -98,6 +138,7 @@ impl Session {
         Self {
             decoder: ClientDecoder::new(config.limits),
             config,
+            sign_in: SignIn::default(),
             state: State::ExpectInfo,
             info: None,
             output: Vec::new(),
@@ -109,6 +150,12 @@ impl Session {
             asked_at: now,
             progress_at: now,
         }
+    }
+
+    /// The same session, signing in as `sign_in` says.
+    #[must_use]
+    pub fn signing_in(self, sign_in: SignIn) -> Self {
+        Self { sign_in, ..self }
     }
 
     /// Takes what can be taken from `bytes`, which start at the first byte not yet used, up to the first event: how
@@ -291,12 +338,17 @@ impl Session {
         if info.tls_required {
             return Err(Fault::TlsRequired);
         }
-        self.info = Some(info);
         if self.state != State::ExpectInfo {
+            self.info = Some(info);
             return Ok(Some(Event::Info));
         }
+        let mut connect = self.config.connect.clone();
+        if let Some(complete) = self.sign_in.0.take() {
+            complete(&info, &mut connect).map_err(Fault::SignIn)?;
+        }
+        self.info = Some(info);
         self.begin_output(self.heard_at);
-        let connect = self.config.connect.to_json();
+        let connect = connect.to_json();
         let line = JsonLine::new(&connect).expect("serde_json writes compact JSON, which has no line breaks");
         encode::connect(&mut self.output, line);
         encode::ping(&mut self.output);
@@ -383,6 +435,8 @@ pub enum Fault {
     Refused(String),
     /// The server wants TLS, which a session does not speak by itself.
     TlsRequired,
+    /// The caller's [`SignIn`] could not complete CONNECT, in its words.
+    SignIn(String),
 }
 
 impl fmt::Display for Fault {
@@ -402,6 +456,7 @@ impl fmt::Display for Fault {
                 write!(f, "expected a server with max_payload of at least {at_least} bytes, got {came}")
             }
             Self::TlsRequired => write!(f, "expected a server without TLS, got one that requires it"),
+            Self::SignIn(text) => f.write_str(text),
         }
     }
 }
@@ -485,6 +540,31 @@ mod tests {
             ("PONG\r\n".into(), alloc::vec!["Ready".into()])
         );
         assert!(session.is_ready());
+    }
+
+    #[test]
+    fn who_we_are_is_added_to_connect_with_the_nonce_at_hand_and_shown_to_nobody() {
+        let mut session = session().signing_in(SignIn::new(|info, connect| {
+            connect.jwt = Some("s3cret".into());
+            connect.sig = info.nonce.as_ref().map(|nonce| alloc::format!("signed {nonce}"));
+            Ok(())
+        }));
+        assert!(!alloc::format!("{session:?}").contains("s3cret"));
+        let info = "INFO {\"max_payload\":1048576,\"nonce\":\"abc\"} \r\n";
+        assert!(matches!(session.receive(info.as_bytes()), Ok((_, None))));
+        let shown = alloc::format!("{session:?}");
+        assert!(!shown.contains("s3cret") && !shown.contains("115, 51, 99"), "{shown}");
+        let (output, _) = told(&mut session, "", seconds(100));
+        assert!(output.contains(r#""jwt":"s3cret","sig":"signed abc"}"#), "{output}");
+        // Told again, it is not asked again.
+        assert_eq!(told(&mut session, info, seconds(100)), (String::new(), alloc::vec!["Info".into()]));
+    }
+
+    #[test]
+    fn who_cannot_say_who_we_are_gives_the_connection_up() {
+        let mut session = session().signing_in(SignIn::new(|_, _| Err("expected a nonce".into())));
+        assert_eq!(fault(&mut session, INFO), "expected a nonce");
+        assert!(session.output().is_empty(), "nothing is said to the server");
     }
 
     #[test]
