@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nats_server_fixture::{Process, Server, Signal, find};
-use nats_wire::session::SessionConfig;
+use nats_wire::session::{SessionConfig, SignIn};
 use nats_wire::{ConnectOptions, Limits};
 
 use client::Client;
@@ -53,7 +53,7 @@ fn show_a_digest(server: &Server) -> Result<(), Box<dyn Error>> {
         answer_max: SOON * 2,
         max_payload_at_least: 0,
     };
-    let mut client = Client::new(TcpStream::connect(server.addr())?, config)?;
+    let mut client = Client::new(TcpStream::connect(server.addr())?, config, SignIn::default())?;
     client.subscribe("AlarmDigest", None, 1);
     for (subject, payload) in [
         (

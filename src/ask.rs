@@ -5,8 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use alarm_digest::config::{NatsArgs, Server};
+use alarm_digest::config::NatsArgs;
+use alarm_digest::credentials::advice;
 use alarm_digest::durable::worker::Names;
+use alarm_digest::servers::Server;
 use anyhow::{Context, Error, Result, anyhow};
 use nats_wire::jetstream::{Failure, JetStream, Name, Reply, Stored};
 use nats_wire::session::Session;
@@ -21,12 +23,18 @@ use crate::connect::connect;
 pub fn client(nats: &NatsArgs, name: &str, ping_interval: Duration) -> Result<(Server, Client)> {
     let mut failures = Vec::new();
     for server in nats.servers().map_err(anyhow::Error::msg)? {
-        let client = connect(&server, nats.connect_timeout)
-            .and_then(|socket| Client::new(socket.into(), nats.session(name, ping_interval)));
-        match client {
+        let client = connect(&server, nats.connect_timeout).and_then(|(socket, sign_in)| {
+            Client::new(socket.into(), nats.session(name, ping_interval), sign_in)
+        });
+        let error = match client {
             Ok(client) => return Ok((server, client)),
-            Err(error) => failures.push(format!("{server}: {error}")),
-        }
+            Err(error) => error.to_string(),
+        };
+        let advice = advice(&error, server.credentials.as_ref());
+        failures.push(format!(
+            "{server}: {error}{}",
+            advice.map_or_else(String::new, |text| format!(": {text}"))
+        ));
     }
     Err(anyhow!(failures.join("; "))).context("expected a server that answers, got none")
 }

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use nats_wire::session::{Event, Fence, Session, SessionConfig};
+use nats_wire::session::{Event, Fence, Session, SessionConfig, SignIn};
 use nats_wire::{Limits, QueueGroup, ReceiveBuffer, Sid, Subject, SubjectFilter};
 
 /// One message of a subscription.
@@ -33,11 +33,11 @@ pub struct Client {
 
 impl Client {
     /// Takes a fresh stream through the handshake.
-    pub fn new(stream: TcpStream, config: SessionConfig) -> io::Result<Self> {
+    pub fn new(stream: TcpStream, config: SessionConfig, sign_in: SignIn) -> io::Result<Self> {
         let deadline = Instant::now() + config.handshake_max;
         let mut client = Self {
             stream,
-            session: Session::new(config, Duration::ZERO),
+            session: Session::new(config, Duration::ZERO).signing_in(sign_in),
             buffer: ReceiveBuffer::new(Limits::client()),
             received: VecDeque::new(),
             passed: Fence(0),

@@ -2,7 +2,7 @@
 //!
 //! Never: starting anything, asking the machine anything. What the machine allows is `preflight`'s.
 
-use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -10,8 +10,10 @@ use nats_wire::session::SessionConfig;
 use nats_wire::{ConnectOptions, Limits, QueueGroup, Subject};
 
 use crate::alarm::{Id, UserId};
+use crate::credentials::{Kind, Place, Secret, Source};
 use crate::durable::worker::{Names, WorkerConfig};
 use crate::message::DIGEST_BYTES_MAX_AT_LEAST;
+use crate::servers::Server;
 use crate::shard::{ShardConfig, Subjects};
 
 const EXAMPLES: &str = "\
@@ -78,7 +80,8 @@ pub enum Task {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "NATS")]
 pub struct NatsArgs {
-    /// Server, or several separated by commas: HOST, HOST:PORT or nats://HOST:PORT
+    /// Server, or several separated by commas: HOST, HOST:PORT, nats://HOST:PORT, with USER:PASSWORD@ or TOKEN@ before HOST
+    /// for this one alone
     #[arg(
         short,
         long,
@@ -89,7 +92,11 @@ pub struct NatsArgs {
         default_value = "127.0.0.1:4222"
     )]
     #[arg(value_delimiter = ',')]
-    server: Vec<String>,
+    server: Vec<Secret>,
+
+    /// For servers whose URL has no credentials.
+    #[command(flatten)]
+    credentials: CredentialArgs,
 
     /// Subject of the status changes that come in
     #[arg(
@@ -147,6 +154,43 @@ pub struct NatsArgs {
     #[arg(value_parser = parse_span)]
     pub connect_timeout: Duration,
 }
+
+/// Who we are, at most one of these. A secret stands in a file or an environment variable, never on a command line, which
+/// everybody on the machine can read.
+#[derive(Args, Clone, Default, Debug)]
+struct CredentialArgs {
+    /// User to sign in as, with --password-file or the password itself in ALARM_DIGEST_PASSWORD
+    // With a name of its own, since it is global and `state` has a user too.
+    #[arg(id = "sign_in_user", long = "user", global = true, value_name = "NAME")]
+    #[arg(hide_env_values = true, env = "ALARM_DIGEST_USER")]
+    user: Option<String>,
+
+    /// File with the password of --user. Files with credentials are read at each connection
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_PASSWORD_FILE"
+    )]
+    password_file: Option<PathBuf>,
+
+    /// File with the token to sign in with; ALARM_DIGEST_TOKEN may have the token itself
+    #[arg(long, global = true, value_name = "FILE", hide_env_values = true, env = "ALARM_DIGEST_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+
+    /// File with the nkey seed to sign in with
+    #[arg(long, global = true, value_name = "FILE", hide_env_values = true, env = "ALARM_DIGEST_NKEY_FILE")]
+    nkey_file: Option<PathBuf>,
+
+    /// Credentials file to sign in with: a JWT and an nkey seed, as nsc writes it
+    #[arg(long, global = true, value_name = "FILE", hide_env_values = true, env = "ALARM_DIGEST_CREDS")]
+    creds: Option<PathBuf>,
+}
+
+/// With the secret itself as their values.
+const PASSWORD_VARIABLE: &str = "ALARM_DIGEST_PASSWORD";
+const TOKEN_VARIABLE: &str = "ALARM_DIGEST_TOKEN";
 
 /// How the service runs.
 #[derive(Args, Clone, Debug)]
@@ -395,18 +439,17 @@ pub enum LogFormat {
 }
 
 impl NatsArgs {
-    /// The servers, in the order they are tried.
+    /// The servers, in the order they are tried, each with what to sign in with there.
     ///
     /// Not read while parsing the command line, because clap's errors repeat what they refuse, and this may hold a
     /// password.
     ///
     /// # Errors
-    /// When one of them is not HOST, HOST:PORT or nats://HOST:PORT.
+    /// When one of them is not a URL that we take, or it is not clear what to sign in with.
     pub fn servers(&self) -> Result<Vec<Server>, String> {
-        self.server
-            .iter()
-            .map(|url| parse_server(url).map_err(|error| format!("--server: {error}")))
-            .collect()
+        let credentials = self.credentials.source(|variable| std::env::var(variable).ok())?;
+        let parse = |url: &Secret| Server::parse(url.reveal(), credentials.as_ref());
+        self.server.iter().map(|url| parse(url).map_err(|error| format!("--server: {error}"))).collect()
     }
 
     /// The four subjects.
@@ -439,6 +482,44 @@ impl NatsArgs {
             ping_interval,
             answer_max: ping_interval,
             max_payload_at_least: DIGEST_BYTES_MAX_AT_LEAST as u64,
+        }
+    }
+}
+
+impl CredentialArgs {
+    /// What to sign in with, if with anything. `variable` is the environment.
+    fn source(&self, variable: impl Fn(&str) -> Option<String>) -> Result<Option<Source>, String> {
+        let file = |path: &Option<PathBuf>| path.clone().map(Place::File);
+        let value = |name| {
+            let value = variable(name).filter(|value| !value.is_empty())?;
+            Some(Place::Variable(name, value.into()))
+        };
+        let password = || Kind::Password(self.user.clone().unwrap_or_default());
+        let given: Vec<(&str, Source)> = [
+            ("--password-file", password(), file(&self.password_file)),
+            (PASSWORD_VARIABLE, password(), value(PASSWORD_VARIABLE)),
+            ("--token-file", Kind::Token, file(&self.token_file)),
+            (TOKEN_VARIABLE, Kind::Token, value(TOKEN_VARIABLE)),
+            ("--nkey-file", Kind::Nkey, file(&self.nkey_file)),
+            ("--creds", Kind::Creds, file(&self.creds)),
+        ]
+        .into_iter()
+        .filter_map(|(name, kind, place)| Some((name, Source { kind, place: place? })))
+        .collect();
+        match given.as_slice() {
+            [] if self.user.is_none() => Ok(None),
+            [(_, source)] if matches!(source.kind, Kind::Password(_)) == self.user.is_some() => {
+                Ok(Some(source.clone()))
+            }
+            [(name, _)] if self.user.is_none() => Err(format!("expected --user with {name}, got none")),
+            [] | [_] => {
+                let got = given.first().map_or("neither", |(name, _)| name);
+                Err(format!("expected --password-file or {PASSWORD_VARIABLE} with --user, got {got}"))
+            }
+            several => {
+                let names: Vec<&str> = several.iter().map(|(name, _)| *name).collect();
+                Err(format!("expected one way to sign in, got {}", names.join(" and ")))
+            }
         }
     }
 }
@@ -496,53 +577,6 @@ impl Cli {
             affinity: !self.jetstream.no_affinity,
         })
     }
-}
-
-/// A host and a port, not looked up yet.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Server {
-    /// Name or address, without brackets.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
-
-impl fmt::Display for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port } = self;
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
-    }
-}
-
-/// Source: NATS client port, IANA 4222.
-const PORT: u16 = 4222;
-
-fn parse_server(url: &str) -> Result<Server, String> {
-    let authority = match url.split_once("://") {
-        None => url,
-        Some(("nats", authority)) => authority,
-        Some((scheme, _)) => return Err(format!("expected nats://HOST:PORT, got scheme `{scheme}`")),
-    };
-    let authority = authority.strip_suffix('/').unwrap_or(authority);
-    if authority.contains('@') {
-        // Not repeated: it may hold a secret.
-        return Err("expected HOST:PORT, got credentials, which are not supported".into());
-    }
-    let (host, port) = match authority.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((host, "")) => (host, None),
-            Some((host, port)) => (host, Some(port.strip_prefix(':').unwrap_or(port))),
-            None => return Err(format!("expected `]` after `[`, got `{authority}`")),
-        },
-        None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
-    };
-    if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/') {
-        return Err(format!("expected HOST or HOST:PORT, got `{authority}`"));
-    }
-    let port = port
-        .map_or(Ok(PORT), str::parse)
-        .map_err(|_| format!("expected a port from 0 to 65535 in `{authority}`"))?;
-    Ok(Server { host: host.into(), port })
 }
 
 /// A subject stands in a header of each dead letter, which has to fit into the smallest payload we work with; a queue
@@ -634,32 +668,62 @@ mod tests {
         <Cli as clap::CommandFactory>::command().debug_assert();
     }
 
+    /// What to sign in with, given these arguments, and one environment variable for each `NAME=VALUE` among them.
+    fn credentials(arguments: &str) -> Result<String, String> {
+        let is_variable = |word: &&str| word.starts_with("ALARM_DIGEST_");
+        let (variables, arguments): (Vec<&str>, Vec<&str>) =
+            arguments.split_whitespace().partition(is_variable);
+        let cli = Cli::try_parse_from(std::iter::once("alarm-digest").chain(arguments));
+        let value = |name: &str| {
+            variables.iter().find_map(|word| Some(word.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
+        };
+        let source = cli.map_err(|error| error.to_string())?.nats.credentials.source(value)?;
+        assert!(!format!("{source:?}").contains("s3cret"), "{source:?}");
+        Ok(source.map_or_else(|| "none".into(), |source| source.to_string()))
+    }
+
     #[test]
-    fn a_server_is_a_host_with_or_without_a_scheme_and_a_port() {
-        for (url, server) in [
-            ("localhost", "localhost:4222"),
-            ("localhost:1", "localhost:1"),
-            ("nats://10.0.0.1:4223", "10.0.0.1:4223"),
-            ("nats://nats.example/", "nats.example:4222"),
-            ("[::1]", "[::1]:4222"),
-            ("nats://[::1]:4223", "[::1]:4223"),
+    fn there_is_one_way_to_sign_in() {
+        for (arguments, expected) in [
+            ("", "none"),
+            ("ALARM_DIGEST_TOKEN=", "none"),
+            ("--user ann --password-file f", "user `ann` with the password in f"),
+            (
+                "--user ann ALARM_DIGEST_PASSWORD=s3cret",
+                "user `ann` with the password in ALARM_DIGEST_PASSWORD",
+            ),
+            ("--token-file f", "the token in f"),
+            ("ALARM_DIGEST_TOKEN=s3cret", "the token in ALARM_DIGEST_TOKEN"),
+            ("--nkey-file f", "the nkey seed in f"),
+            ("--creds f", "the JWT and seed in f"),
         ] {
-            assert_eq!(parse_server(url).map(|server| server.to_string()), Ok(server.into()));
+            assert_eq!(credentials(arguments), Ok(expected.into()), "{arguments}");
         }
-        for url in
-            ["", ":4222", "nats://", "tls://x", "x:y", "x:65536", "x:1:2", "u:p@x", "[::1", "a b", "x/y"]
-        {
-            assert!(parse_server(url).is_err(), "{url}");
+        for (arguments, expected) in [
+            ("--user ann", "expected --password-file or ALARM_DIGEST_PASSWORD with --user, got neither"),
+            (
+                "--user ann --creds f",
+                "expected --password-file or ALARM_DIGEST_PASSWORD with --user, got --creds",
+            ),
+            ("--password-file f", "expected --user with --password-file, got none"),
+            ("ALARM_DIGEST_PASSWORD=s3cret", "expected --user with ALARM_DIGEST_PASSWORD, got none"),
+            ("--creds f --nkey-file g", "expected one way to sign in, got --nkey-file and --creds"),
+            (
+                "--user ann --password-file f ALARM_DIGEST_PASSWORD=s3cret",
+                "expected one way to sign in, got --password-file and ALARM_DIGEST_PASSWORD",
+            ),
+        ] {
+            assert_eq!(credentials(arguments), Err(expected.into()), "{arguments}");
         }
     }
 
     #[test]
-    fn a_refused_url_does_not_repeat_its_password() {
-        let url = "nats://user:secret@host";
-        let refused =
-            Cli::try_parse_from(["alarm-digest", "--server", url]).map_err(|error| error.to_string());
-        let refused = refused.and_then(|cli| cli.nats.servers()).expect_err("it has credentials");
-        assert!(refused.contains("credentials") && !refused.contains("secret"), "{refused}");
+    fn a_password_in_a_url_is_not_repeated() {
+        for url in ["nats://user:s3cret@host:x", "nats://user:s3cret@host"] {
+            let cli = Cli::try_parse_from(["alarm-digest", "--server", url]).expect("it is read later");
+            let shown = format!("{cli:?} {:?}", cli.nats.servers());
+            assert!(!shown.contains("s3cret"), "{shown}");
+        }
     }
 
     #[test]

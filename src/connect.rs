@@ -1,4 +1,5 @@
-//! From a host name to a TCP connection that is set up for us. Blocking: whoever has an executor runs it beside it.
+//! From a host name to a TCP connection that is set up for us, and what to sign in with on it. Blocking: whoever has an
+//! executor runs it beside it.
 //!
 //! Never: NATS.
 
@@ -6,7 +7,8 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use alarm_digest::config::Server;
+use alarm_digest::servers::Server;
+use nats_wire::session::SignIn;
 use socket2::{Domain, Socket, TcpKeepalive, Type};
 
 /// A host that vanished without a word is noticed by the session's own PING; keepalive is for when nobody asks, as in
@@ -17,11 +19,28 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_retries(3);
 
 /// Connects to the first address of `server` that answers, all of them within `timeout`, each with an equal share of what
-/// is left of it. The name is looked up anew each time; how long that takes is the resolver's to limit.
+/// is left of it. The name is looked up anew each time; how long that takes is the resolver's to limit. Credentials are
+/// read anew too.
 ///
 /// # Errors
-/// The last address's error, or that there is no address.
-pub fn connect(server: &Server, timeout: Duration) -> io::Result<Socket> {
+/// The last address's error, or that there is no address; or why there are no credentials.
+pub fn connect(server: &Server, timeout: Duration) -> io::Result<(Socket, SignIn)> {
+    let sign_in = sign_in(server)?;
+    Ok((connect_to_any(server, timeout)?, sign_in))
+}
+
+/// What to sign in with on a connection to `server` that is made now.
+///
+/// # Errors
+/// Which file cannot be read, or what was expected in it.
+pub fn sign_in(server: &Server) -> io::Result<SignIn> {
+    match &server.credentials {
+        None => Ok(SignIn::default()),
+        Some(source) => source.sign_in(|path| std::fs::read_to_string(path)).map_err(io::Error::other),
+    }
+}
+
+fn connect_to_any(server: &Server, timeout: Duration) -> io::Result<Socket> {
     let deadline = Instant::now() + timeout;
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let addresses: Vec<SocketAddr> = (server.host.as_str(), server.port).to_socket_addrs()?.collect();

@@ -16,16 +16,18 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alarm_digest::alarm::Timestamp;
-use alarm_digest::config::Server;
+use alarm_digest::credentials::advice;
 use alarm_digest::durable::backlog::{Backlog, News};
 use alarm_digest::logic::{Counters, Logic, Notice};
 use alarm_digest::mesh::Mesh;
 use alarm_digest::pace::{Found, Pace, Step};
+use alarm_digest::servers::{Server, Servers};
 use alarm_digest::shard::{Mail, ShardId};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::Task;
 use glommio::net::TcpStream;
 use glommio::timer::Timer;
+use nats_wire::session::SignIn;
 use nats_wire::{Limits, ReceiveBuffer};
 use tracing::{debug, info, warn};
 
@@ -89,16 +91,18 @@ pub struct Driver<L> {
     attempts: u32,
     /// When this link was ready, if it is.
     ready_at: Option<Duration>,
-    /// The next server to try, as an index into `common.servers` that wraps around.
-    server_next: usize,
+    servers: Servers,
     has_been_ready: bool,
 }
+
+/// A connection: as the executor knows it, for looking without the executor, and what to sign in with.
+type Opened = (TcpStream, net::TcpStream, SignIn);
 
 enum Link {
     Waiting(Timer),
     /// In a task of its own: glommio's `spawn_blocking` remembers a waker for each time it is polled, and panics after
     /// 32,767 of them, while mail may wake this core as often during one attempt.
-    Connecting(Task<io::Result<(TcpStream, net::TcpStream)>>),
+    Connecting(Task<io::Result<Opened>>),
     Up {
         /// The socket as the executor knows it, which wakes us.
         stream: TcpStream,
@@ -117,7 +121,7 @@ impl<L: Logic> Driver<L> {
             id,
             logic,
             // Cores that start together begin at different servers, so that the load is spread.
-            server_next: id.0,
+            servers: Servers::new(common.servers.clone(), id.0),
             pace: common.pace.clone(),
             step: Step::Look,
             common,
@@ -246,10 +250,10 @@ impl<L: Logic> Driver<L> {
             }
             Link::Connecting(opening) => match Pin::new(opening).poll(cx) {
                 Poll::Pending => false,
-                Poll::Ready(Ok((stream, direct))) => {
+                Poll::Ready(Ok((stream, direct, sign_in))) => {
                     self.link = Link::Up { stream, direct, is_mute: false };
                     (self.buffer, self.is_dry) = (ReceiveBuffer::new(Limits::client()), true);
-                    self.logic.on_link(now);
+                    self.logic.on_link(sign_in, now);
                     true
                 }
                 Poll::Ready(Err(error)) => {
@@ -350,16 +354,16 @@ impl<L: Logic> Driver<L> {
     }
 
     /// Resolving and connecting block, so a thread beside the executor does it.
-    fn open(&mut self) -> impl Future<Output = io::Result<(TcpStream, net::TcpStream)>> + 'static {
-        let servers = &self.common.servers;
-        let server = servers[self.server_next % servers.len()].clone();
+    fn open(&mut self) -> impl Future<Output = io::Result<Opened>> + 'static {
+        let server = self.server().clone();
         let timeout = self.common.connect_timeout;
         async move {
-            let socket = glommio::executor().spawn_blocking(move || connect(&server, timeout)).await?;
+            let connecting = glommio::executor().spawn_blocking(move || connect(&server, timeout));
+            let (socket, sign_in) = connecting.await?;
             let direct = socket.try_clone()?;
             // Of both, since it is one socket. glommio does not mind.
             direct.set_nonblocking(true)?;
-            Ok((TcpStream::from(socket), direct.into()))
+            Ok((TcpStream::from(socket), direct.into(), sign_in))
         }
     }
 
@@ -374,21 +378,35 @@ impl<L: Logic> Driver<L> {
         // The first time and then ever less often, until a link has lived for long again.
         if attempt.is_power_of_two() {
             let what = if lived.is_some() { "disconnected" } else { "cannot connect, trying on" };
-            warn!(core, %server, attempt, "{what}: {why}");
+            warn!(core, %server, attempt, "{what}: {}", self.with_advice(&why.to_string()));
         }
         if let Link::Up { stream, .. } = &mut self.link {
             // Dropping it alone would close it only when the executor next looks at its polls.
             let _ = Pin::new(stream).poll_close(&mut Context::from_waker(Waker::noop()));
         }
         self.logic.on_link_lost(self.epoch.elapsed());
-        self.server_next += 1;
+        self.servers.advance();
         let delay = reconnect_delay(self.attempts, self.common.reconnect_delay_max);
         self.attempts += 1;
         self.link = Link::Waiting(Timer::new(delay));
     }
 
     fn server(&self) -> &Server {
-        &self.common.servers[self.server_next % self.common.servers.len()]
+        self.servers.current()
+    }
+
+    /// What the server said, and what can be done about it where that is known.
+    fn with_advice(&self, text: &str) -> String {
+        match advice(text, self.server().credentials.as_ref()) {
+            Some(advice) => format!("{text}: {advice}"),
+            None => text.into(),
+        }
+    }
+
+    fn learn_servers(&mut self) {
+        if let Some(info) = self.logic.link().and_then(|link| link.info()) {
+            self.servers.learn(&info.connect_urls);
+        }
     }
 
     fn say_notices(&mut self) {
@@ -400,7 +418,10 @@ impl<L: Logic> Driver<L> {
             match notice {
                 Notice::Ready => self.say_ready(),
                 Notice::Backlog(news, queue) => say_backlog(news, &queue),
-                Notice::Refused(text) => warn!(core, server = %self.server(), "server refused: {text}"),
+                Notice::Info => self.learn_servers(),
+                Notice::Refused(text) => {
+                    warn!(core, server = %self.server(), "server refused: {}", self.with_advice(&text));
+                }
                 Notice::Rejected { subject, rejection, unsaid } => {
                     warn!(
                         core,
@@ -416,6 +437,7 @@ impl<L: Logic> Driver<L> {
 
     fn say_ready(&mut self) {
         self.ready_at = Some(self.epoch.elapsed());
+        self.learn_servers();
         let link = self.logic.link().and_then(|link| link.info());
         let version = link.map_or("", |info| info.version.as_str());
         if self.has_been_ready {

@@ -16,6 +16,8 @@
 //! | [`mesh`] | mail between cores: a table of bounded inboxes |
 //! | [`pace`] | when a core looks again, lets work gather, or sleeps |
 //! | [`config`] | arguments to configuration |
+//! | [`servers`] | which servers there are, and which is next |
+//! | [`credentials`] | what an operator gives, turned into what CONNECT says of us |
 //! | `nats_wire` | the codec and one connection's session, a crate of its own in `proto/` |
 //!
 //! and, in the program, `main` (choose CPUs, start, wait, join), `preflight` (may we run here), `provision` (are the
@@ -34,9 +36,11 @@ pub mod alarm;
 mod alarms;
 pub mod book;
 pub mod config;
+pub mod credentials;
 pub mod durable;
 pub mod logic;
 pub mod mesh;
 pub mod message;
 pub mod pace;
+pub mod servers;
 pub mod shard;

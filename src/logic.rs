@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use nats_wire::session::{Fault, Session};
+use nats_wire::session::{Fault, Session, SignIn};
 
 use crate::alarm::Timestamp;
 use crate::durable::backlog::{Backlog, News};
@@ -21,8 +21,9 @@ use crate::shard::{Mail, ShardId};
 
 /// One core's logic, without IO.
 pub trait Logic {
-    /// A connection was opened; what it brings follows through [`Self::receive`], from its first byte on.
-    fn on_link(&mut self, now: Duration);
+    /// A connection was opened, on which to sign in so; what it brings follows through [`Self::receive`], from its first byte
+    /// on.
+    fn on_link(&mut self, sign_in: SignIn, now: Duration);
 
     /// The connection is gone.
     fn on_link_lost(&mut self, now: Duration);
@@ -101,6 +102,8 @@ pub trait Logic {
 pub enum Notice {
     /// Connected and subscribed.
     Ready,
+    /// The server told more about itself: see [`Session::info`].
+    Info,
     /// The server refused something, in its own words, and keeps the connection.
     Refused(String),
     /// A bad payload, at most one a second; `unsaid` others were counted since the last one.

@@ -18,12 +18,13 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use alarm_digest::alarm::UserId;
-use alarm_digest::config::{Cli, LogFormat, Mode, Server, Task};
+use alarm_digest::config::{Cli, LogFormat, Mode, Task};
 use alarm_digest::durable::worker::Worker;
 use alarm_digest::logic::{Counters, Logic};
 use alarm_digest::mesh::Mesh;
 use alarm_digest::message::Reason;
 use alarm_digest::pace::Pace;
+use alarm_digest::servers::Server;
 use alarm_digest::shard::{Shard, ShardId};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
@@ -69,6 +70,10 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     start_log(cli.run.log_format)?;
     let cpus = preflight::preflight(&cli.run)?;
     let cores = cpus.len();
+    // Credentials that cannot be read now are a mistake; later on, they may be about to be replaced.
+    for server in cli.nats.servers().map_err(anyhow::Error::msg)? {
+        connect::sign_in(&server)?;
+    }
     match cli.run.mode {
         Mode::Memory => {
             let config = cli.shard_config().map_err(anyhow::Error::msg)?;

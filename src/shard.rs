@@ -20,7 +20,7 @@ mod causal;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use nats_wire::session::{Event, Fault, Fence, Session, SessionConfig};
+use nats_wire::session::{Event, Fault, Fence, Session, SessionConfig, SignIn};
 use nats_wire::{ErrText, Header, HeaderBlock, Message, QueueGroup, Sid, Subject, SubjectFilter, encode};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -374,9 +374,9 @@ impl Shard {
 }
 
 impl Logic for Shard {
-    fn on_link(&mut self, now: Duration) {
+    fn on_link(&mut self, sign_in: SignIn, now: Duration) {
         self.on_link_lost(now);
-        self.link = Some(Session::new(self.config.session.clone(), now));
+        self.link = Some(Session::new(self.config.session.clone(), now).signing_in(sign_in));
     }
 
     fn on_link_lost(&mut self, _now: Duration) {
@@ -408,7 +408,7 @@ impl Logic for Shard {
                 Some(Event::Message(message)) => self.on_message(&message, now),
                 Some(Event::Passed(fence)) => self.on_passed(fence),
                 Some(Event::Ready) => self.on_ready(now),
-                Some(Event::Info) => {}
+                Some(Event::Info) => self.notices.push(Notice::Info),
                 Some(Event::Refused(text)) => self.on_refused(&text, now)?,
             }
         }

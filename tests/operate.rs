@@ -19,7 +19,7 @@ use alarm_digest::durable::record::{Nonce, Record};
 use alarm_digest::durable::worker::DIGEST_ID;
 use nats_server_fixture::{Binary, Process, Server, Signal, eventually};
 use nats_wire::jetstream::{Bucket, JetStream, Key, Publication};
-use nats_wire::session::SessionConfig;
+use nats_wire::session::{SessionConfig, SignIn};
 use nats_wire::{ConnectOptions, Header, Limits, Subject};
 use serde_json::{Value, json};
 use world::{Client, Listener, SOON, at, change, connect, exit_code, on_each_server, program};
@@ -230,7 +230,7 @@ fn world_of(server: &Server) -> Listener {
         max_payload_at_least: 0,
     };
     let stream = TcpStream::connect(server.addr()).expect("the server listens");
-    let mut client = Client::new(stream, config).expect("the server takes us");
+    let mut client = Client::new(stream, config, SignIn::default()).expect("the server takes us");
     client.subscribe("AlarmDigest", None, 1);
     client.subscribe("AlarmDigest.rejected", None, 2);
     client.flush(Instant::now() + SOON).expect("the server reads it");
@@ -248,9 +248,14 @@ fn the_documented_permissions_are_enough_and_a_missing_one_is_said() {
             assert!(!server.log().contains("iolation"), "{}", server.log());
         };
         let accounts = documented_accounts();
+        std::fs::create_dir_all(directory.path()).expect("a directory of our own");
+        let password = directory.path().join("password");
+        std::fs::write(&password, "change me\n").expect("it is written");
+        let password = password.display().to_string();
+        let as_user = |user| ["--user", user, "--password-file", &password];
 
         let server = locked_server(binary, directory.path(), accounts, "setup");
-        let mut service = started(&server, &[]);
+        let mut service = started(&server, &as_user("setup"));
         let mut world = world_of(&server);
         world.publish(&change("ann", "disk", "WARNING", &at(1)));
         world.ask_until(|_| vec!["ann"], |world| world.told_of("ann").len() == 1);
@@ -258,7 +263,7 @@ fn the_documented_permissions_are_enough_and_a_missing_one_is_said() {
         drop(server);
 
         let server = locked_server(binary, directory.path(), accounts, "service");
-        let mut service = started(&server, &["--no-provision"]);
+        let mut service = started(&server, &[&["--no-provision"][..], &as_user("service")].concat());
         // A decided digest that names the wrong one before it: somebody has to look which one that is.
         let mut record = Record::new(user("bob"));
         let disk = AlarmId(Id::new("disk").expect("an id"));
@@ -287,13 +292,14 @@ fn the_documented_permissions_are_enough_and_a_missing_one_is_said() {
         assert!(accounts.contains(pull));
         let server =
             locked_server(binary, directory.path(), &accounts.replace(pull, "\"nothing\""), "service");
-        let mut service = started(&server, &["--no-provision"]);
+        let mut service = started(&server, &[&["--no-provision"][..], &as_user("service")].concat());
         let line = service.wait_for_line("server refused", SOON).expect("it says so");
         assert!(
             line.to_lowercase()
                 .contains(&format!("permissions violation for publish to {pull}").to_lowercase()),
             "{line}"
         );
+        assert!(line.contains("for user `service` with the password in"), "{line}");
     });
 }
 

@@ -21,7 +21,7 @@ use nats_wire::jetstream::{
     Ack, AckSubject, Bucket, ConsumerInfo, Delivery, EXPECTED_STREAM, Failure, JetStream, Key, Name, Next,
     Publication, Pull, PullRequest, PullStatus, Pulled, Release, Reply, Status,
 };
-use nats_wire::session::{Event, Fault, Fence, Session, SessionConfig};
+use nats_wire::session::{Event, Fault, Fence, Session, SessionConfig, SignIn};
 use nats_wire::{Header, Message, Sid, Subject, encode};
 use slab::Slab;
 
@@ -669,9 +669,9 @@ fn is_of(subject: &[u8], name: &str) -> bool {
 }
 
 impl Logic for Worker {
-    fn on_link(&mut self, now: Duration) {
+    fn on_link(&mut self, sign_in: SignIn, now: Duration) {
         self.on_link_lost(now);
-        self.link = Some(Session::new(self.config.session.clone(), now));
+        self.link = Some(Session::new(self.config.session.clone(), now).signing_in(sign_in));
     }
 
     fn on_link_lost(&mut self, now: Duration) {
@@ -716,7 +716,8 @@ impl Logic for Worker {
                     self.counters.connected += 1;
                     self.notices.push(Notice::Ready);
                 }
-                Some(Event::Passed(_) | Event::Info) => {}
+                Some(Event::Info) => self.notices.push(Notice::Info),
+                Some(Event::Passed(_)) => {}
                 Some(Event::Refused(text)) => {
                     self.counters.refused += 1;
                     if self.rejections.may_say(now) {

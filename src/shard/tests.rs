@@ -36,7 +36,7 @@ fn config() -> ShardConfig {
 /// Shard 0 of `shards`, with a link that is ready and whose handshake has been written.
 fn ready(shards: usize) -> Shard {
     let mut shard = Shard::new(ShardId(0), shards, config());
-    shard.on_link(NOW);
+    shard.on_link(SignIn::default(), NOW);
     assert_eq!(told(&mut shard, &[INFO, "PONG\r\n"]).lines().nth(2), Some("SUB changed group 1"));
     assert_eq!(told(&mut shard, &["PONG\r\n"]), "");
     assert!(matches!(shard.notices().drain(..).next(), Some(Notice::Ready)));
@@ -77,7 +77,7 @@ const DIGEST: &str = "PUB digest 112\r\n{\"UserID\":\"ann\",\"ActiveAlarms\":[{\
 #[test]
 fn a_link_shakes_hands_then_subscribes() {
     let mut shard = Shard::new(ShardId(0), 1, config());
-    shard.on_link(NOW);
+    shard.on_link(SignIn::default(), NOW);
     let hello = told(&mut shard, &[INFO]);
     assert!(hello.starts_with("CONNECT {\"verbose\":false,") && hello.ends_with("}\r\nPING\r\n"), "{hello}");
     assert_eq!(told(&mut shard, &["PONG\r\n"]), "SUB changed group 1\r\nSUB send group 2\r\nPING\r\n");
@@ -88,12 +88,12 @@ fn a_digest_is_sent_again_until_a_fence_has_passed() {
     let mut shard = ready(1);
     assert_eq!(told(&mut shard, &[&change("ann", "disk"), &request("ann")]), DIGEST);
     assert_eq!((told(&mut shard, &[&request("ann")]).as_str(), shard.unsettled()), ("", 1));
-    shard.on_link(NOW);
+    shard.on_link(SignIn::default(), NOW);
     let again = told(&mut shard, &[INFO, "PONG\r\n"]);
     assert!(again.ends_with(DIGEST), "{again}");
     told(&mut shard, &["PONG\r\n"]);
     assert_eq!((told(&mut shard, &["PONG\r\n"]).as_str(), shard.unsettled()), ("", 0));
-    shard.on_link(NOW);
+    shard.on_link(SignIn::default(), NOW);
     assert!(!told(&mut shard, &[INFO, "PONG\r\n"]).contains("PUB"));
 }
 
@@ -138,7 +138,7 @@ fn full_mail_holds_back_messages_but_not_a_handshake() {
     told(&mut shard, &[&request, &request]);
     assert!(!shard.takes_bytes() && shard.takes_mail());
     assert_eq!(shard.receive(request.as_bytes(), NOW).expect("no fault"), 0);
-    shard.on_link(NOW);
+    shard.on_link(SignIn::default(), NOW);
     told(&mut shard, &[INFO, "PONG\r\n"]);
     assert!(!shard.takes_bytes());
     mail_for(&mut shard).clear();
@@ -156,7 +156,7 @@ fn without_a_link_mail_is_taken_up_to_a_limit() {
         shard.on_mail(Mail::Command(command.expect("a command")));
     }
     assert!(!shard.takes_mail());
-    shard.on_link(NOW);
+    shard.on_link(SignIn::default(), NOW);
     told(&mut shard, &[INFO, "PONG\r\n"]);
     assert!(shard.takes_mail());
 }
@@ -197,7 +197,7 @@ fn a_dead_letter_of_the_largest_payload_loses_its_end() {
 #[test]
 fn a_server_without_headers_gets_the_bare_payload() {
     let mut shard = Shard::new(ShardId(0), 1, config());
-    shard.on_link(NOW);
+    shard.on_link(SignIn::default(), NOW);
     told(&mut shard, &["INFO {\"max_payload\":4000}\r\n", "PONG\r\n"]);
     assert_eq!(told(&mut shard, &[&msg(1, "{")]), "PUB rejected 1\r\n{\r\nPING\r\n");
 }
@@ -205,7 +205,7 @@ fn a_server_without_headers_gets_the_bare_payload() {
 #[test]
 fn a_server_that_takes_less_than_one_alarm_is_a_fault() {
     let mut shard = Shard::new(ShardId(0), 1, config());
-    shard.on_link(NOW);
+    shard.on_link(SignIn::default(), NOW);
     let fault = shard.receive(b"INFO {\"max_payload\":1024}\r\n", NOW).expect_err("it is too small");
     assert_eq!(fault.to_string(), "expected a server with max_payload of at least 3272 bytes, got 1024");
 }
@@ -230,7 +230,7 @@ fn a_dead_letter_that_the_server_refuses_can_be_done_without() {
 #[test]
 fn memory_for_what_is_not_proved_is_bounded_also_with_a_link() {
     let mut shard = Shard::new(ShardId(0), 1, ShardConfig { unsettled_bytes_max: 1, ..config() });
-    shard.on_link(NOW);
+    shard.on_link(SignIn::default(), NOW);
     told(&mut shard, &[INFO, "PONG\r\n", "PONG\r\n"]);
     told(&mut shard, &[&change("ann", "disk"), &change("bob", "disk"), &request("ann"), &request("bob")]);
     let bad = msg(1, "{");

@@ -4,7 +4,9 @@
 #[path = "../../src/client.rs"]
 mod client;
 mod contract;
+mod credentials;
 mod faults;
 mod hostile;
+mod servers;
 mod start;
 mod world;

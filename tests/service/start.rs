@@ -135,14 +135,6 @@ fn the_log_is_quiet_and_can_be_json() {
 }
 
 #[test]
-fn a_password_in_a_url_is_not_repeated() {
-    let mut service =
-        Process::spawn(&program(&["--server", "nats://user:secret@localhost"])).expect("it starts");
-    assert_eq!(exit_code(&mut service), 1);
-    assert!(service.log().contains("credentials") && !service.log().contains("secret"), "{}", service.log());
-}
-
-#[test]
 fn a_core_that_cannot_run_ends_the_service() {
     let server = Server::start(&find().expect("a nats-server")).expect("a server");
     // Enough open files for one executor and not for two.

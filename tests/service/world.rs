@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nats_server_fixture::{Binary, Process, Server, available};
-use nats_wire::session::SessionConfig;
+use nats_wire::session::{SessionConfig, SignIn};
 use nats_wire::{ConnectOptions, Limits};
 use serde_json::{Value, json};
 
@@ -73,7 +73,7 @@ pub fn try_connect_to(addr: std::net::SocketAddr) -> std::io::Result<Client> {
         answer_max: SOON * 2,
         max_payload_at_least: 0,
     };
-    Client::new(std::net::TcpStream::connect(addr)?, config)
+    Client::new(std::net::TcpStream::connect(addr)?, config, SignIn::default())
 }
 
 /// An instant so many seconds into 2026.

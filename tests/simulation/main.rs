@@ -17,7 +17,7 @@ use alarm_digest::message::{decode_change, decode_request};
 use alarm_digest::shard::{Mail, Shard, ShardConfig, ShardId, Subjects, owner};
 use alarm_digest_checker::{Oracle, parse_digest};
 use fastrand::Rng;
-use nats_wire::session::SessionConfig;
+use nats_wire::session::{SessionConfig, SignIn};
 use nats_wire::{ClientOp, ConnectOptions, Limits, ServerDecoder, Sid, Step, Subject, encode};
 
 const SEEDS: u64 = 10_000;
@@ -361,7 +361,7 @@ impl Simulation {
         core.connection = Some(connection);
         core.buffer.clear();
         core.used = 0;
-        core.shard.on_link(self.now);
+        core.shard.on_link(SignIn::default(), self.now);
     }
 
     /// Some of what was on its way has arrived, and is nobody's but the shard's; the rest goes to another member. The shard

@@ -20,6 +20,7 @@ use alarm_digest_benches::workload::{Ids, Pattern, Texts};
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use fastrand::Rng;
+use nats_wire::session::SignIn;
 
 /// Counts the instructions per message on the way from a payload to the book and back. Needs valgrind.
 #[derive(Parser)]
@@ -229,7 +230,7 @@ fn pump(shard: &mut Shard) -> Result<()> {
 fn shard(id: usize, shards: usize) -> Result<Shard> {
     let config = Cli::parse_from(["instructions"]).shard_config().map_err(anyhow::Error::msg)?;
     let mut shard = Shard::new(ShardId(id), shards, config);
-    shard.on_link(NOW);
+    shard.on_link(SignIn::default(), NOW);
     shard
         .receive(b"INFO {\"headers\":true,\"max_payload\":1048576}\r\nPONG\r\n", NOW)
         .map_err(|fault| anyhow::anyhow!("{fault}"))?;

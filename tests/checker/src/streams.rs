@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nats_wire::jetstream::{ConsumerInfo, JetStream, Name, Publication, RequestId, StreamInfo};
-use nats_wire::session::SessionConfig;
+use nats_wire::session::{SessionConfig, SignIn};
 use nats_wire::{ConnectOptions, Headers, Limits, Message, Subject};
 use serde::de::DeserializeOwned;
 
@@ -100,7 +100,7 @@ impl Streams {
         };
         let stream = TcpStream::connect_timeout(&server, ANSWER_MAX)?;
         stream.set_nodelay(true)?;
-        let mut client = Client::new(stream, config)?;
+        let mut client = Client::new(stream, config, SignIn::default())?;
         let inbox = format!("_INBOX.checker{:016x}", fastrand::u64(..));
         let jetstream = JetStream::new(Subject::new(&inbox).expect("hexadecimal digits"), SID);
         jetstream.subscribe(client.session(), Duration::ZERO);

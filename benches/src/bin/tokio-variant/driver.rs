@@ -13,11 +13,12 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alarm_digest::alarm::Timestamp;
-use alarm_digest::config::Server;
 use alarm_digest::logic::{Counters, Logic, Notice};
 use alarm_digest::mesh::Mesh;
 use alarm_digest::pace::{Found, Pace, Step};
+use alarm_digest::servers::Server;
 use alarm_digest::shard::{Mail, Shard, ShardId};
+use nats_wire::session::SignIn;
 use nats_wire::{Limits, ReceiveBuffer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -75,8 +76,8 @@ pub struct Driver {
     has_been_ready: bool,
 }
 
-/// One socket: as the runtime knows it, and for looking without the runtime.
-type Socket = (TcpStream, net::TcpStream);
+/// One socket: as the runtime knows it, for looking without the runtime, and what to sign in with.
+type Socket = (TcpStream, net::TcpStream, SignIn);
 
 enum Link {
     /// None: at once.
@@ -211,10 +212,10 @@ impl Driver {
             }
             Link::Connecting(opening) => match opening.as_mut().poll(cx) {
                 Poll::Pending => false,
-                Poll::Ready(Ok((stream, direct))) => {
+                Poll::Ready(Ok((stream, direct, sign_in))) => {
                     self.link = Link::Up { stream, direct, is_mute: false };
                     (self.buffer, self.is_dry) = (ReceiveBuffer::new(Limits::client()), true);
-                    self.shard.on_link(now);
+                    self.shard.on_link(sign_in, now);
                     true
                 }
                 Poll::Ready(Err(error)) => {
@@ -322,10 +323,10 @@ impl Driver {
         let timeout = self.common.connect_timeout;
         async move {
             let connecting = tokio::task::spawn_blocking(move || connect(&server, timeout));
-            let socket = connecting.await.map_err(io::Error::other)??;
+            let (socket, sign_in) = connecting.await.map_err(io::Error::other)??;
             socket.set_nonblocking(true)?;
             let direct = socket.try_clone()?;
-            Ok((TcpStream::from_std(socket.into())?, direct.into()))
+            Ok((TcpStream::from_std(socket.into())?, direct.into(), sign_in))
         }
     }
 
@@ -368,6 +369,8 @@ impl Driver {
                         info!(core, server = %self.server(), "reconnected");
                     }
                 }
+                // It goes round the servers that it was given.
+                Notice::Info => {}
                 Notice::Backlog(..) => unreachable!("there is no durable mode here"),
                 Notice::Refused(text) => warn!(core, server = %self.server(), "server refused: {text}"),
                 Notice::Rejected { subject, rejection, unsaid } => {

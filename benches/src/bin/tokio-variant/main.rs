@@ -16,10 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use alarm_digest::config::{Cli, Server};
+use alarm_digest::config::Cli;
 use alarm_digest::logic::Counters;
 use alarm_digest::mesh::Mesh;
 use alarm_digest::pace::Pace;
+use alarm_digest::servers::Server;
 use alarm_digest::shard::{Shard, ShardId};
 use alarm_digest_benches::machine;
 use anyhow::{Context, Result};
