@@ -10,6 +10,9 @@ use crate::book::Memory;
 /// Up to here a sorted vector is smaller than a tree and as fast; beyond it, insertion would cost too much.
 const FEW_MAX: usize = 256;
 
+/// So many entries are looked at one after the other: a dozen cache lines.
+const ROW_MAX: usize = 16;
+
 /// Alarms by id.
 pub(crate) enum Alarms {
     /// Sorted by id. Grows by an eighth, not by doubling: most of these never grow again.
@@ -33,7 +36,7 @@ impl Alarms {
 
     pub(crate) fn find(&mut self, id: &AlarmId) -> Option<&mut Memory> {
         match self {
-            Self::Few(few) => position(few, id).ok().map(|at| &mut few[at].1),
+            Self::Few(few) => find(few, id),
             Self::Many(many) => many.get_mut(id),
         }
     }
@@ -91,6 +94,18 @@ impl Alarms {
             }
         }
     }
+}
+
+/// Halves what is left until it is short, and then looks at all of it. The entries are seldom in the cache, and each half waits
+/// for the one before, while a short row is fetched at once.
+fn find<'a>(few: &'a mut [(AlarmId, Memory)], id: &AlarmId) -> Option<&'a mut Memory> {
+    let mut left = few;
+    while left.len() > ROW_MAX {
+        let middle = left.len() / 2;
+        let (low, high) = left.split_at_mut(middle);
+        left = if *id < high[0].0 { low } else { high };
+    }
+    left.iter_mut().find(|(other, _)| other == id).map(|(_, memory)| memory)
 }
 
 fn position(few: &[(AlarmId, Memory)], id: &AlarmId) -> Result<usize, usize> {
