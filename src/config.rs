@@ -590,8 +590,14 @@ fn parse_subject(text: &str) -> Result<String, String> {
     Subject::new(text).map(|_| text.into()).map_err(|error| error.to_string())
 }
 
+/// Leaves room for `_STATE` in the longest name of a bucket.
+const NAME_BYTES_MAX: usize = 194;
+
 /// JetStream takes more in names; this much goes into file names and subjects everywhere.
 fn parse_name(text: &str) -> Result<String, String> {
+    if text.len() > NAME_BYTES_MAX {
+        return Err(format!("expected at most {NAME_BYTES_MAX} bytes, got {}", text.len()));
+    }
     let is_name =
         !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
     if is_name {
@@ -731,6 +737,17 @@ mod tests {
         assert_eq!(parse_cpus("0,2-3,0"), Ok(CpuList(vec![0, 2, 3, 0])));
         for list in ["", "a", "1-", "-1", "3-1", "0,,1", "1024"] {
             assert!(parse_cpus(list).is_err(), "{list}");
+        }
+    }
+
+    #[test]
+    fn every_js_name_that_is_taken_makes_a_name_of_a_bucket() {
+        let parse = |name: &str| Cli::try_parse_from(["alarm-digest", "--js-name", name]);
+        let config =
+            parse(&"a".repeat(NAME_BYTES_MAX)).expect("a name").worker_config().expect("a configuration");
+        assert!(nats_wire::jetstream::Bucket::new(&config.names.bucket).is_ok());
+        for bad in ["", "a.b", "a b", "ä", &"a".repeat(NAME_BYTES_MAX + 1)] {
+            assert!(parse(bad).is_err(), "{bad}");
         }
     }
 
