@@ -410,9 +410,9 @@ pub struct JetStreamArgs {
     #[arg(value_parser = parse_span)]
     pub js_ack_wait: Duration,
 
-    /// Messages under way in all processes together
+    /// Messages under way in all processes together; an instance may hold up to some 14,000 a core
     #[arg(long, value_name = "N", hide_env_values = true, env = "ALARM_DIGEST_JS_ACK_PENDING_MAX")]
-    #[arg(default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub js_ack_pending_max: u32,
 
     /// Users kept in memory by each core

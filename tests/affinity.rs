@@ -92,8 +92,8 @@ fn when_an_instance_is_killed_the_others_take_its_users_at_once() {
 
 #[test]
 fn an_instance_that_hangs_holds_up_no_more_than_its_share() {
-    // For each of its two cores: what four others may have relayed to it, and what it had asked for itself.
-    const HELD_MAX: u64 = 2 * (4 * 1024 + 2 * 500);
+    // For each of its two cores: what the others may have relayed to it, and what it had asked for itself, twice a thousand.
+    const HELD_MAX: u64 = 2 * (4096 + 2 * 1000);
     on_each_server(|binary| {
         let server = Server::builder(binary).jetstream().start().expect("a server");
         let mut instances: Vec<Process> = (0..3).map(|_| started(&server, &[])).collect();
