@@ -3,6 +3,7 @@
 //!
 //! Never: two requests under way, a second try.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use alarm_digest::config::NatsArgs;
@@ -44,6 +45,7 @@ pub struct Asker {
     client: Client,
     jetstream: JetStream<()>,
     patience: Duration,
+    is_unanswered: bool,
 }
 
 impl Asker {
@@ -56,11 +58,16 @@ impl Asker {
                 jetstream.with_api_prefix(Subject::new(prefix).expect("checked with the configuration"));
         }
         jetstream.subscribe(client.session(), Duration::ZERO);
-        Self { client, jetstream, patience }
+        Self { client, jetstream, patience, is_unanswered: false }
     }
 
     pub fn session(&mut self) -> &mut Session {
         self.client.session()
+    }
+
+    /// Whether the last question had no answer: too late, or the connection is gone. Not so if it was refused.
+    pub fn is_unanswered(&self) -> bool {
+        self.is_unanswered
     }
 
     /// Asks the API for what `expected` names.
@@ -103,7 +110,13 @@ impl Asker {
         let silence = |came: String| Failure::Malformed { expected, came };
         let deadline = Instant::now() + self.patience;
         loop {
-            let received = self.client.next(deadline).map_err(|error| silence(error.to_string()))?;
+            let received = self.client.next(deadline);
+            self.is_unanswered = match &received {
+                Ok(received) => received.is_none(),
+                // Which is how the client says what the server says.
+                Err(error) => error.kind() != io::ErrorKind::Other,
+            };
+            let received = received.map_err(|error| silence(error.to_string()))?;
             let received = received.ok_or_else(|| silence(format!("nothing within {:?}", self.patience)))?;
             let sid = received.sid.to_string();
             let message = Message {
@@ -131,7 +144,7 @@ pub fn explain(failure: Failure) -> Error {
                 "{failure}: another stream stores one of its subjects; give that one's subjects another home, or another --js-name"
             )
         }
-        failure => anyhow!("{failure}"),
+        failure => Error::new(failure),
     }
 }
 

@@ -575,6 +575,8 @@ impl Cli {
             cached_users_max: self.jetstream.js_cached_users_max,
             request_timeout: self.nats.connect_timeout,
             affinity: !self.jetstream.no_affinity,
+            // Whoever looks at the stream knows better.
+            is_republished: true,
         })
     }
 }

@@ -83,8 +83,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             run_cores(cli, cpus, move |id| Shard::new(id, cores, config.clone()))
         }
         Mode::Jetstream => {
-            let config = cli.worker_config().map_err(anyhow::Error::msg)?;
-            provision::provision(cli, &config)?;
+            let mut config = cli.worker_config().map_err(anyhow::Error::msg)?;
+            config.is_republished = provision::provision(cli, &config)?;
             run_cores(cli, cpus, move |id| {
                 let inbox = format!("_INBOX.{}", Uuid::new_v4().simple());
                 let worker = Worker::new(config.clone(), &inbox, Uuid::new_v4().as_u128());

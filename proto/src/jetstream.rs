@@ -48,7 +48,7 @@ use crate::{Header, HeaderBlock, Headers, Message, NameError, Sid, Subject, Subj
 pub use ack::{Ack, AckSubject};
 pub use config::{
     AckPolicy, ConfigMap, ConsumerConfig, DeliverPolicy, Difference, Discard, Republish, Retention, Storage,
-    StreamConfig,
+    StreamConfig, set_among,
 };
 pub use kv::{Bucket, Key};
 pub use manage::{

@@ -19,7 +19,7 @@ use std::time::Duration;
 use ahash::RandomState;
 use nats_wire::jetstream::{
     Ack, AckSubject, Bucket, ConsumerInfo, Delivery, EXPECTED_STREAM, Failure, JetStream, Key, Name, Next,
-    Publication, Pull, PullRequest, PullStatus, Pulled, Release, Reply, Status,
+    Publication, Pull, PullRequest, PullStatus, Pulled, Reply, Status,
 };
 use nats_wire::session::{Event, Fault, Fence, Session, SessionConfig, SignIn};
 use nats_wire::{Header, Message, Sid, Subject, encode};
@@ -56,6 +56,8 @@ pub struct WorkerConfig {
     pub request_timeout: Duration,
     /// Whether a message is passed on to the worker that its user is at home with.
     pub affinity: bool,
+    /// Whether the output stream is republished to `AlarmDigest`. If not, whoever stores a digest publishes it there.
+    pub is_republished: bool,
 }
 
 /// Streams, consumer and subjects: the assets of one deployment.
@@ -141,7 +143,7 @@ struct Slot {
     id: UserId,
     token: String,
     user: User<AckTo>,
-    /// The digest under way, where the server cannot republish it.
+    /// The digest under way, where the stream does not republish it.
     digest: Vec<u8>,
 }
 
@@ -470,8 +472,7 @@ impl Worker {
                 };
                 self.jetstream.publish(link, publication, tag, now).expect(FITS);
                 at.digest.clear();
-                if !Release::of(link.info().expect("it is ready")).is_some_and(Release::has_republish_to_one)
-                {
+                if !self.config.is_republished {
                     at.digest.extend_from_slice(&self.scratch);
                 }
                 self.counters.alarms_told += digest.alarms.len() as u64;
@@ -539,7 +540,7 @@ impl Worker {
         self.counters.digests += 1;
         let digest = std::mem::take(&mut self.users[slot].digest);
         if !digest.is_empty() {
-            // This server cannot do it. Only here, after our own publish: never when somebody else may have.
+            // The stream does not do it. Only here, after our own publish: never when somebody else may have.
             let subject = Subject::new(&self.config.names.digest).expect("checked with the configuration");
             self.link.as_mut().expect("a reply came on it").publish(subject, &digest, now);
         }

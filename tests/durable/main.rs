@@ -1,5 +1,6 @@
 //! The durable mode on real JetStream servers: what it promises when nothing goes wrong is here; `chaos` puts it under
-//! load, and `instances`, `network`, `servers`, `cluster` and `limits` break what they are named after while that goes on.
+//! load, and `instances`, `network`, `servers`, `cluster` and `limits` break what they are named after while that goes on;
+//! `start` is about what is there before.
 
 mod chaos;
 #[allow(dead_code, reason = "the program uses the rest")]
@@ -10,6 +11,7 @@ mod instances;
 mod limits;
 mod network;
 mod servers;
+mod start;
 #[allow(dead_code, reason = "the other tests use the rest")]
 #[path = "../service/world.rs"]
 mod world;

@@ -5,7 +5,7 @@
 //!
 //! Source: nats-server, server/stream.go, `StreamConfig`, and server/consumer.go, `ConsumerConfig`.
 
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
@@ -219,12 +219,28 @@ impl ConsumerConfig {
     }
 }
 
+/// Members of the server's configuration that are set although they should not be: there, and neither what Go has for
+/// nothing nor -1, which is no limit. A member that it does not know is not set.
+#[must_use]
+pub fn set_among(found: &ConfigMap, members: &[&str]) -> Vec<Difference> {
+    let is_none = |value: &Value| is_nothing(value) || value.as_i64() == Some(-1);
+    let set = members.iter().filter_map(|member| Some((*member, found.get(*member)?)));
+    set.filter(|(_, value)| !is_none(value))
+        .map(|(member, value)| Difference {
+            member: member.into(),
+            wanted: Value::Null,
+            found: value.clone(),
+            is_updatable: !matches!(member, "mirror" | "sealed" | "persist_mode"),
+        })
+        .collect()
+}
+
 /// A member that is not what we want.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Difference {
     /// Its name in the JSON.
     pub member: String,
-    /// What we want.
+    /// What we want; null for nothing.
     pub wanted: Value,
     /// What the server says; null if it says nothing, as one that does not know the member.
     pub found: Value,
@@ -234,7 +250,8 @@ pub struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: expected {}, found {}", self.member, self.wanted, self.found)
+        let say = |value: &Value| if value.is_null() { "none".into() } else { value.to_string() };
+        write!(f, "{}: expected {}, found {}", self.member, say(&self.wanted), say(&self.found))
     }
 }
 
@@ -336,6 +353,19 @@ mod tests {
         let over = config.over(&found);
         assert_eq!(over.get("of_tomorrow"), Some(&json!({"x":1})));
         assert_eq!(over.get("name"), Some(&json!("S")));
+    }
+
+    #[test]
+    fn a_member_is_set_unless_it_says_nothing_or_no_limit() {
+        let found =
+            map(json!({"max_age":60,"max_msg_size":-1,"no_ack":false,"filter_subject":"","sources":[],
+            "mirror":{"name":"S"},"retention":"limits"}));
+        let members = ["max_age", "max_msg_size", "no_ack", "filter_subject", "sources", "mirror", "sealed"];
+        let said: Vec<_> = set_among(&found, &members).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            ["max_age: expected none, found 60", r#"mirror: expected none, found {"name":"S"}"#]
+        );
     }
 
     #[test]
