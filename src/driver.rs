@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alarm_digest::alarm::Timestamp;
 use alarm_digest::credentials::advice;
-use alarm_digest::durable::backlog::{Backlog, News};
+use alarm_digest::durable::backlog::{Backlog, News, ROOM_USED_SAID, Room};
 use alarm_digest::logic::{Counters, Logic, Notice};
 use alarm_digest::mesh::Mesh;
 use alarm_digest::pace::{Found, Pace, Step};
@@ -418,6 +418,12 @@ impl<L: Logic> Driver<L> {
             match notice {
                 Notice::Ready => self.say_ready(),
                 Notice::Backlog(news, queue) => say_backlog(news, &queue),
+                Notice::Room(stream, Room { bytes, bytes_max }) => warn!(
+                    bytes,
+                    bytes_max,
+                    "{stream} is more than {ROOM_USED_SAID} % full, and when it is full everything waits: give it more room \
+                     (nats stream edit {stream} --max-bytes)"
+                ),
                 Notice::Info => self.learn_servers(),
                 Notice::Refused(text) => {
                     warn!(core, server = %self.server(), "server refused: {}", self.with_advice(&text));

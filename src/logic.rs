@@ -15,7 +15,7 @@ use std::time::Duration;
 use nats_wire::session::{Fault, Session, SignIn};
 
 use crate::alarm::Timestamp;
-use crate::durable::backlog::{Backlog, News};
+use crate::durable::backlog::{Backlog, News, Room};
 use crate::message::{Reason, Rejection};
 use crate::shard::{Mail, ShardId};
 
@@ -117,6 +117,8 @@ pub enum Notice {
     },
     /// What waits in the work queue has changed in a way that matters.
     Backlog(News, Backlog),
+    /// This stream is nearly full.
+    Room(String, Room),
 }
 
 /// Between two lines of the log about the same kind of trouble.

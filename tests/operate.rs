@@ -199,6 +199,27 @@ fn a_backlog_is_said_and_summed_up() {
     });
 }
 
+#[test]
+fn a_stream_that_is_nearly_full_is_said() {
+    on_each_server(|binary| {
+        let server = jetstream_server(binary);
+        let mut service = started(&server, &["--js-output-bytes-max", "10000"]);
+        service.signal(Signal::TERM).expect("it runs");
+        assert_eq!(exit_code(&mut service), 0);
+        assert!(!service.log().contains("% full"), "{}", service.log());
+        for _ in 0..8 {
+            let subject = Subject::new("AD.out.ann").expect("a subject");
+            ask(&server, |jetstream, client| {
+                let publication = Publication::new(subject, &[b'x'; 1000]);
+                jetstream.publish(client.session(), publication, (), Duration::ZERO).expect("it fits");
+            });
+        }
+        let mut service = started(&server, &[]);
+        let line = service.wait_for_line("% full", SOON).expect("it is said");
+        assert!(line.contains("AD_OUT is more than 80 % full") && line.contains("bytes_max=10000"), "{line}");
+    });
+}
+
 /// The accounts that docs/jetstream.md tells operators to configure.
 fn documented_accounts() -> &'static str {
     let docs = include_str!("../docs/jetstream.md");

@@ -19,7 +19,7 @@ use std::time::Duration;
 use ahash::RandomState;
 use nats_wire::jetstream::{
     Ack, AckSubject, Bucket, ConsumerInfo, Delivery, EXPECTED_STREAM, Failure, JetStream, Key, Name, Next,
-    Publication, Pull, PullRequest, PullStatus, Pulled, Reply, Status,
+    Publication, Pull, PullRequest, PullStatus, Pulled, Reply, Status, StreamInfo,
 };
 use nats_wire::session::{Event, Fault, Fence, Session, SessionConfig, SignIn};
 use nats_wire::{Header, Message, Sid, Subject, encode};
@@ -27,7 +27,7 @@ use slab::Slab;
 
 use crate::alarm::{Command, Timestamp, UserId};
 
-use crate::durable::backlog::{Backlog, BacklogLog, LOOK_EVERY};
+use crate::durable::backlog::{Backlog, BacklogLog, LOOK_EVERY, ROOMS, Room};
 use crate::durable::members::Member;
 use crate::durable::record::{Nonce, token};
 use crate::durable::relay::{Came, Relay};
@@ -101,6 +101,8 @@ enum Tag {
     Dead(usize),
     /// What waits in the queue.
     Backlog,
+    /// How full one of [`Worker::rooms`] is.
+    Room(usize),
 }
 
 /// The logic of one core.
@@ -282,6 +284,42 @@ impl Worker {
         self.counters.backlog = Some(queue);
         if let Some((_, log)) = &mut self.backlog {
             self.notices.extend(log.look(now, queue).map(|news| Notice::Backlog(news, queue)));
+        }
+    }
+
+    /// The streams that everything waits for when they are full.
+    fn rooms(names: &CheckedNames) -> [Name<'_>; ROOMS] {
+        [name_of(&names.output), names.bucket.stream()]
+    }
+
+    fn look_at_rooms(&mut self, now: Duration) {
+        let (Some(link), Some((_, log))) =
+            (self.link.as_mut().filter(|link| link.is_ready()), &mut self.backlog)
+        else {
+            return;
+        };
+        if log.may_look_at_rooms(now) {
+            for (at, stream) in Self::rooms(&self.names).into_iter().enumerate() {
+                self.jetstream.stream_info(link, stream, Tag::Room(at), now);
+            }
+        }
+    }
+
+    fn on_room(&mut self, at: usize, reply: &Reply<'_, Tag>, now: Duration) {
+        let stream = Self::rooms(&self.names)[at];
+        let info = match reply.decode::<StreamInfo>("a stream") {
+            Ok(info) => info,
+            Err(failure) => {
+                return self.notices.push(Notice::Refused(format!("cannot look at {stream}: {failure}")));
+            }
+        };
+        // Without a limit it is -1.
+        let bytes_max = info.config.get("max_bytes").and_then(|bytes| bytes.as_u64());
+        let room = bytes_max.map(|bytes_max| Room { bytes: info.state.bytes, bytes_max });
+        if let (Some(room), Some((_, log))) = (room, &mut self.backlog)
+            && log.look_at_room(at, now, room)
+        {
+            self.notices.push(Notice::Room(stream.to_string(), room));
         }
     }
 
@@ -483,6 +521,7 @@ impl Worker {
     fn on_reply(&mut self, reply: &Reply<'_, Tag>, now: Duration) {
         match reply.tag {
             Tag::Backlog => self.on_backlog(reply, now),
+            Tag::Room(at) => self.on_room(at, reply, now),
             Tag::Dead(at) => self.on_dead_letter(at, reply.pub_ack().is_ok(), now),
             Tag::User(slot) => {
                 let done = self.done_of(slot, reply, now);
@@ -683,7 +722,7 @@ impl Logic for Worker {
             match tag {
                 Tag::User(slot) => self.conclude(slot, Done::Unknown, now),
                 Tag::Dead(at) => self.on_dead_letter(at, false, now),
-                Tag::Backlog => {}
+                Tag::Backlog | Tag::Room(_) => {}
             }
         }
         if matches!(self.drain, Drain::Reading(_) | Drain::Acknowledging(_)) {
@@ -738,6 +777,11 @@ impl Logic for Worker {
                 Tag::User(slot) => self.conclude(slot, Done::Unknown, now),
                 Tag::Dead(at) => self.on_dead_letter(at, false, now),
                 Tag::Backlog => {}
+                Tag::Room(_) => {
+                    if let Some((_, log)) = &mut self.backlog {
+                        log.no_rooms(now);
+                    }
+                }
             }
         }
         for pull in &mut self.pulls {
@@ -748,6 +792,9 @@ impl Logic for Worker {
         self.evict();
         if self.backlog.as_ref().is_some_and(|(next, _)| *next <= now) {
             self.look_at_backlog(now);
+        }
+        if self.drain == Drain::Not {
+            self.look_at_rooms(now);
         }
         let is_reading = self.takes_bytes();
         let Some(link) = &mut self.link else { return Ok(()) };
