@@ -152,6 +152,24 @@ impl RejectionLog {
     }
 }
 
+/// Bounds what is said of anything else that was refused.
+#[derive(Default, Debug)]
+pub(crate) struct RefusalLog(RejectionLog);
+
+impl RefusalLog {
+    /// The notice, if it is time for one, with how many were not said since the last one.
+    pub(crate) fn note(&mut self, text: impl FnOnce() -> String, now: Duration) -> Option<Notice> {
+        if !self.0.may_say(now) {
+            self.0.unsaid += 1;
+            return None;
+        }
+        Some(Notice::Refused(match std::mem::take(&mut self.0.unsaid) {
+            0 => text(),
+            unsaid => format!("{}; {unsaid} more since the last line", text()),
+        }))
+    }
+}
+
 /// What has happened so far.
 #[derive(Clone, Default, Debug)]
 pub struct Counters {
@@ -227,5 +245,25 @@ impl Counters {
         ] {
             *mine += other;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_said_once_a_second_and_the_others_are_counted() {
+        let mut log = RefusalLog::default();
+        let said: Vec<String> = [0, 300, 999, 1000, 1500, 2500, 4000]
+            .into_iter()
+            .filter_map(|at| match log.note(|| format!("at {at}"), Duration::from_millis(at)) {
+                Some(Notice::Refused(text)) => Some(text),
+                _ => None,
+            })
+            .collect();
+        let expected =
+            ["at 0", "at 1000; 2 more since the last line", "at 2500; 1 more since the last line", "at 4000"];
+        assert_eq!(said, expected);
     }
 }

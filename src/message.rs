@@ -370,7 +370,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
 /// Bytes of the sentence that explains a refusal.
 const DETAIL_BYTES_MAX: usize = 256;
 
-/// Why a payload was refused, to count by.
+/// Why a message was refused, to count by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason {
     /// No bytes.
@@ -391,11 +391,17 @@ pub enum Reason {
     UnknownStatus,
     /// Not RFC 3339, or no such day or time.
     BadTimestamp,
+    /// From a stream, and neither of the two subjects.
+    UnknownSubject,
+    /// The user's record has no room for it.
+    RecordTooLarge,
+    /// The user's record cannot be read.
+    RecordDamaged,
 }
 
 impl Reason {
     /// All of them, as they count: `Reason::ALL[reason as usize] == reason`.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Empty,
         Self::NotUtf8,
         Self::NotJson,
@@ -405,6 +411,9 @@ impl Reason {
         Self::BadId,
         Self::UnknownStatus,
         Self::BadTimestamp,
+        Self::UnknownSubject,
+        Self::RecordTooLarge,
+        Self::RecordDamaged,
     ];
 
     /// As it stands in logs and in the dead letter's header.
@@ -420,11 +429,14 @@ impl Reason {
             Self::BadId => "bad-id",
             Self::UnknownStatus => "unknown-status",
             Self::BadTimestamp => "bad-timestamp",
+            Self::UnknownSubject => "unknown-subject",
+            Self::RecordTooLarge => "record-too-large",
+            Self::RecordDamaged => "record-damaged",
         }
     }
 }
 
-/// A payload that was refused. `Display` is one line of printable ASCII that says what was expected and what came.
+/// A message that was refused. `Display` is one line of printable ASCII that says what was expected and what came.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Rejection {
     /// What to count it as.
@@ -433,7 +445,8 @@ pub struct Rejection {
 }
 
 impl Rejection {
-    fn new(reason: Reason, detail: impl Into<String>) -> Self {
+    /// `detail` is cut where it is too long.
+    pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
         let mut detail = detail.into();
         // serde_json repeats a string that stands where an object belongs, whole.
         detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));

@@ -113,7 +113,7 @@ fn a_digest_that_is_decided_and_not_sent_shows_as_that() {
         let mut record = Record::new(user("ann"));
         let disk = AlarmId(Id::new("disk").expect("an id"));
         record.apply(&disk, Condition::new(Timestamp::new(0, 0), Status::Warning));
-        record.decide(Nonce(0xabc), |_, _| true);
+        record.decide(Nonce(0xabc), usize::MAX, |_, _| true);
         store(&server, "ann", &record.encode());
 
         let outbox = state_json(&server, "ann")["Outbox"].clone();
@@ -179,10 +179,16 @@ fn a_state_that_cannot_be_told_is_said_and_why() {
 fn a_backlog_is_said_and_summed_up() {
     on_each_server(|binary| {
         let server = jetstream_server(binary);
-        // Nothing of this user can be done, and no more than ten may be under way. Without affinity, because then it asks for
-        // messages before it first looks.
+        // A digest of this user was decided where more is taken than here, so its messages are held, and no more than ten may
+        // be under way. Without affinity, because then it asks for messages before it first looks.
         let mut service = started(&server, &["--js-ack-pending-max", "10", "--no-affinity"]);
-        store(&server, "ann", b"nonsense");
+        let mut record = Record::new(user("ann"));
+        for number in 0..20_000 {
+            let alarm = AlarmId(Id::new(&format!("alarm {number}")).expect("an id"));
+            record.apply(&alarm, Condition::new(Timestamp::new(0, 0), Status::Warning));
+        }
+        record.decide(Nonce(0xabc), usize::MAX, |_, _| true);
+        store(&server, "ann", &record.encode());
         let mut listener = Listener::new(&server);
         for second in 0..2_000 {
             listener.publish(&change("ann", "disk", "WARNING", &at(second)));
@@ -217,6 +223,27 @@ fn a_stream_that_is_nearly_full_is_said() {
         let mut service = started(&server, &[]);
         let line = service.wait_for_line("% full", SOON).expect("it is said");
         assert!(line.contains("AD_OUT is more than 80 % full") && line.contains("bytes_max=10000"), "{line}");
+    });
+}
+
+#[test]
+fn a_user_that_cannot_be_done_stops_nobody() {
+    on_each_server(|binary| {
+        let server = jetstream_server(binary);
+        let mut service = started(&server, &["--js-ack-pending-max", "10"]);
+        store(&server, "ann", b"nonsense");
+        let mut listener = Listener::new(&server);
+        for second in 0..50 {
+            listener.publish(&change("ann", "disk", "WARNING", &at(second)));
+        }
+        listener.publish(&change("bob", "disk", "WARNING", &at(1)));
+        listener.flush();
+        listener.ask_until(|_| vec!["bob"], |listener| listener.told_of("bob").len() == 1);
+        let line = service.wait_for_line("record-damaged", SOON).expect("it is said");
+        assert!(line.contains("expected a record of version 1, got version 110"), "{line}");
+        service.signal(Signal::TERM).expect("it runs");
+        assert_eq!(exit_code(&mut service), 0, "{}", service.log());
+        assert_eq!(summed_up(&service, "queue_ack_pending"), 0, "{}", service.log());
     });
 }
 
@@ -290,7 +317,7 @@ fn the_documented_permissions_are_enough_and_a_missing_one_is_said() {
         let disk = AlarmId(Id::new("disk").expect("an id"));
         record.last_digest = 99;
         record.apply(&disk, Condition::new(Timestamp::new(0, 0), Status::Warning));
-        record.decide(Nonce(0xabc), |_, _| true);
+        record.decide(Nonce(0xabc), usize::MAX, |_, _| true);
         store(&server, "bob", &record.encode());
         let mut world = world_of(&server);
         world.publish(&change("ann", "disk", "CRITICAL", &at(2)));

@@ -33,7 +33,8 @@ pub struct Nonce(pub u128);
 
 /// One user's state.
 ///
-/// `is_in_outbox` of any alarm ⇒ `outbox` is some and the alarm is told.
+/// `is_in_outbox` of any alarm ⇒ `outbox` is some and the alarm is told. `alarm_bytes_max` is the sum of
+/// [`alarm_bytes_max`] over all alarms.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
     user: UserId,
@@ -41,6 +42,7 @@ pub struct Record {
     /// The sequence of this user's last digest in the output stream, 0 for none.
     pub last_digest: u64,
     outbox: Option<Nonce>,
+    alarm_bytes_max: usize,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,7 +55,7 @@ impl Record {
     /// Nothing is known of `user`.
     #[must_use]
     pub fn new(user: UserId) -> Self {
-        Self { user, alarms: BTreeMap::new(), last_digest: 0, outbox: None }
+        Self { user, alarms: BTreeMap::new(), last_digest: 0, outbox: None, alarm_bytes_max: 0 }
     }
 
     /// Joins one change. Says whether it changed anything.
@@ -62,24 +64,71 @@ impl Record {
             return entry.memory.apply(condition);
         }
         self.alarms.insert(alarm.clone(), Entry { memory: Memory::new(condition), is_in_outbox: false });
+        self.alarm_bytes_max += alarm_bytes_max(alarm);
         true
     }
 
-    /// Decides what is told next: the oldest of what is due, for as long as `fits` says so of one more alarm. They count
-    /// as told and stand in the outbox under `nonce`. Says what that leaves.
+    /// The most that the record can take in bytes with `alarm` in it, once all its alarms are told: what is accepted by this
+    /// can be told as well. A change of an alarm that is known makes no more of it.
+    #[must_use]
+    pub fn bytes_max_with(&self, alarm: &AlarmId) -> usize {
+        self.bytes_max() + if self.knows(alarm) { 0 } else { alarm_bytes_max(alarm) }
+    }
+
+    /// The most that it can take as it is.
+    #[must_use]
+    pub fn bytes_max(&self) -> usize {
+        self.frame_bytes() + OUTBOX_BYTES + self.alarm_bytes_max
+    }
+
+    /// Whether something is known of `alarm`.
+    #[must_use]
+    pub fn knows(&self, alarm: &AlarmId) -> bool {
+        self.alarms.contains_key(alarm)
+    }
+
+    /// Version, flags, digest, user and the number of alarms.
+    fn frame_bytes(&self) -> usize {
+        1 + 1 + 8 + self.user.0.with_text(|text| 2 + text.len()) + 4
+    }
+
+    /// Length of [`Self::encode`].
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
+        let outbox = if self.outbox.is_some() { OUTBOX_BYTES } else { 0 };
+        let untold = self.alarms.values().filter(|entry| entry.memory.told().is_none()).count();
+        self.frame_bytes() + outbox + self.alarm_bytes_max - untold * CONDITION_BYTES
+    }
+
+    /// Decides what is told next: the oldest of what is due, for as long as `fits` says so of one more alarm and the record
+    /// stays within `record_bytes_max`. They count as told and stand in the outbox under `nonce`. Says what that leaves.
     ///
     /// # Panics
     /// When there is an outbox already.
-    pub fn decide(&mut self, nonce: Nonce, mut fits: impl FnMut(&AlarmId, Condition) -> bool) -> Decision {
+    pub fn decide(
+        &mut self,
+        nonce: Nonce,
+        record_bytes_max: usize,
+        mut fits: impl FnMut(&AlarmId, Condition) -> bool,
+    ) -> Decision {
         assert_eq!(self.outbox, None, "one digest at a time");
+        let mut bytes = self.encoded_bytes() + OUTBOX_BYTES;
         let mut due: Vec<_> =
             self.alarms.iter_mut().filter(|(_, entry)| entry.memory.is_to_be_told()).collect();
         due.sort_unstable_by_key(|(id, entry)| (entry.memory.latest().changed_at(), (*id).clone()));
         if due.is_empty() {
             return Decision::Nothing;
         }
-        let taken = due.iter().take_while(|(id, entry)| fits(id, entry.memory.latest())).count();
-        assert!(taken > 0, "a digest of one alarm always fits");
+        let taken = due
+            .iter()
+            .take_while(|(id, entry)| {
+                bytes += if entry.memory.told().is_none() { CONDITION_BYTES } else { 0 };
+                bytes <= record_bytes_max && fits(id, entry.memory.latest())
+            })
+            .count();
+        if taken == 0 {
+            return Decision::TooLarge;
+        }
         for (_, entry) in &mut due[..taken] {
             entry.memory.take();
             entry.is_in_outbox = true;
@@ -116,7 +165,12 @@ impl Record {
 
     /// Forgets alarms that were cleared before `horizon`.
     pub fn forget(&mut self, horizon: Timestamp) {
-        self.alarms.retain(|_, entry| entry.is_in_outbox || !entry.memory.is_forgettable(horizon));
+        let Self { alarms, alarm_bytes_max: sum, .. } = self;
+        alarms.retain(|id, entry| {
+            let stays = entry.is_in_outbox || !entry.memory.is_forgettable(horizon);
+            *sum -= if stays { 0 } else { alarm_bytes_max(id) };
+            stays
+        });
     }
 
     /// Alarms, cleared ones included, in the order of their ids.
@@ -133,7 +187,7 @@ impl Record {
     /// As it is stored.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(64 + self.alarms.len() * 41);
+        let mut out = Vec::with_capacity(self.encoded_bytes());
         out.extend([VERSION, u8::from(self.outbox.is_some())]);
         out.extend(self.last_digest.to_le_bytes());
         if let Some(Nonce(nonce)) = self.outbox {
@@ -146,6 +200,7 @@ impl Record {
         for (id, entry) in &self.alarms {
             encode_alarm(id, entry, &mut out);
         }
+        assert_eq!(out.len(), self.encoded_bytes(), "it is counted as it is written");
         out
     }
 
@@ -178,7 +233,8 @@ impl Record {
         reader.check(reader.at == bytes.len(), "the end")?;
         let is_filled = alarms.values().any(|entry: &Entry| entry.is_in_outbox);
         reader.check(outbox.is_none() || is_filled, "an alarm in the outbox")?;
-        Ok(Self { user: stored_user, alarms, last_digest, outbox })
+        let alarm_bytes_max = alarms.keys().map(alarm_bytes_max).sum();
+        Ok(Self { user: stored_user, alarms, last_digest, outbox, alarm_bytes_max })
     }
 }
 
@@ -206,6 +262,20 @@ pub enum Decision {
     All,
     /// As much as fits stands in the outbox, and more is due.
     Part,
+    /// Something is due, and not even one alarm fits: nothing is decided.
+    TooLarge,
+}
+
+/// What an outbox takes in a record.
+const OUTBOX_BYTES: usize = 16;
+
+/// What each of `latest` and `told` takes.
+const CONDITION_BYTES: usize = 12;
+
+/// What an alarm takes in a record once it was told.
+fn alarm_bytes_max(id: &AlarmId) -> usize {
+    let id_bytes = if id.0.as_uuid().is_some() { 16 } else { id.0.with_text(|text| 2 + text.len()) };
+    1 + id_bytes + 2 * CONDITION_BYTES
 }
 
 fn encode_text(id: &Id, out: &mut Vec<u8>) {
@@ -379,7 +449,7 @@ mod tests {
                 for (id, condition, decides) in changes {
                     record.apply(&id, condition);
                     if decides && record.outbox.is_none() {
-                        record.decide(Nonce(nonce), |_, _| true);
+                        record.decide(Nonce(nonce), usize::MAX, |_, _| true);
                     }
                 }
                 if is_cleared {
@@ -430,7 +500,7 @@ mod tests {
         record.last_digest = 7;
         let at = |seconds| Timestamp::new(seconds, 5);
         record.apply(&AlarmId(Id::new("disk").expect("a valid id")), Condition::new(at(1), Status::Critical));
-        record.decide(Nonce(0x0102), |_, _| true);
+        record.decide(Nonce(0x0102), usize::MAX, |_, _| true);
         let expected = [
             &[1, 1][..],
             &7_u64.to_le_bytes(),
@@ -443,6 +513,28 @@ mod tests {
             &[1, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0],
         ];
         assert_eq!(record.encode(), expected.concat());
+    }
+
+    #[test]
+    fn what_a_record_can_take_is_what_it_takes_once_all_is_told() {
+        let mut record = Record::new(user("ann"));
+        let disk = AlarmId(Id::new("disk").expect("a valid id"));
+        let fan = AlarmId(Id::from_uuid([7; 16]));
+        let at = |seconds| Condition::new(Timestamp::new(seconds, 0), Status::Warning);
+        record.apply(&disk, at(1));
+        let bytes_max = record.bytes_max_with(&fan);
+        assert_eq!(bytes_max - record.bytes_max_with(&disk), 41);
+        record.apply(&fan, at(2));
+        assert_eq!(record.encode().len() + 16 + 2 * 12, bytes_max);
+        // Room for the older one only.
+        assert_eq!(record.decide(Nonce(1), bytes_max - 12, |_, _| true), Decision::Part);
+        let told: Vec<_> = record.outbox().expect("it was decided").1.alarms;
+        assert_eq!(told, [(disk, at(1))]);
+        record.clear_outbox();
+        assert_eq!(record.decide(Nonce(2), bytes_max - 1, |_, _| true), Decision::TooLarge);
+        assert_eq!(record.outbox_nonce(), None);
+        assert_eq!(record.decide(Nonce(2), bytes_max, |_, _| true), Decision::All);
+        assert_eq!(record.encode().len(), bytes_max);
     }
 
     #[test]

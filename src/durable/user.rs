@@ -119,6 +119,21 @@ pub struct User<A> {
     /// The outbox that was sent last, and its sequence: a record that still shows it is older than that.
     sent: Option<(Nonce, u64)>,
     acknowledged: Vec<A>,
+    /// What the record has no room for.
+    refused: Vec<Refused<A>>,
+    /// As of the last step: what decides whether there is room.
+    record_bytes_max: usize,
+    horizon: Timestamp,
+}
+
+/// A change of an alarm that is not in the record, for which there is no room; or a request, where there is no room to write
+/// down that anything was told.
+#[derive(Debug)]
+pub struct Refused<A> {
+    /// What would have acknowledged it.
+    pub ack: A,
+    /// What the record would need with it, once all is told, in bytes.
+    pub bytes: usize,
 }
 
 #[derive(Debug)]
@@ -185,16 +200,23 @@ impl<A> User<A> {
             unsure: None,
             sent: None,
             acknowledged: Vec::new(),
+            refused: Vec::new(),
+            record_bytes_max: usize::MAX,
+            horizon: Timestamp::new(i64::MIN, 0),
         }
     }
 
-    /// A change came, and `ack` acknowledges it.
+    /// A change came, and `ack` acknowledges it; unless there is no room for it, and then it is in [`Self::refused`].
     pub fn on_change(&mut self, alarm: AlarmId, condition: Condition, ack: A) {
         let Some(record) = &mut self.record else {
             self.unstored.push((alarm, condition));
             self.changes.next.push(ack);
             return;
         };
+        if let Err(bytes) = make_room(record, &alarm, self.record_bytes_max, self.horizon) {
+            self.refused.push(Refused { ack, bytes });
+            return;
+        }
         let has_changed = record.apply(&alarm, condition);
         if has_changed || self.dirty || self.operation == Some(Pending::Store) {
             // Also what changed nothing: it was judged by what may never be stored, and then has to be judged again.
@@ -216,6 +238,19 @@ impl<A> User<A> {
         &mut self.acknowledged
     }
 
+    /// What there is no room for, to be taken out. Nothing of it is remembered.
+    pub fn refused(&mut self) -> &mut Vec<Refused<A>> {
+        &mut self.refused
+    }
+
+    /// What would acknowledge all that waits, in no order.
+    pub(crate) fn waiting_mut(&mut self) -> impl Iterator<Item = &mut A> {
+        let Self { changes, requests, told, acknowledged, .. } = self;
+        let waiting =
+            [&mut changes.next, &mut changes.under_way, &mut requests.next, &mut requests.under_way];
+        waiting.into_iter().flatten().chain(told).chain(acknowledged)
+    }
+
     /// Whether nothing waits and nothing is under way: such a user can be dropped and loaded again.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -225,6 +260,7 @@ impl<A> User<A> {
             && self.changes.next.is_empty()
             && self.requests.next.is_empty()
             && self.acknowledged.is_empty()
+            && self.refused.is_empty()
             && self.requests.under_way.is_empty()
             && self.told.is_empty()
             && self.record.as_ref().is_none_or(|record| record.outbox_nonce().is_none())
@@ -250,6 +286,7 @@ impl<A> User<A> {
         limits: &UserLimits,
         nonce: impl FnOnce() -> Nonce,
     ) -> Result<Option<Operation>, Refusal<A>> {
+        (self.record_bytes_max, self.horizon) = (limits.record_bytes_max, limits.horizon);
         if self.operation.is_some() {
             return Ok(None);
         }
@@ -281,7 +318,13 @@ impl<A> User<A> {
                 bytes += message::alarm_bytes(alarm, condition);
                 bytes <= limits.digest_bytes_max
             };
-            match record.decide(nonce(), fits) {
+            match record.decide(nonce(), limits.record_bytes_max, fits) {
+                // This record was stored where there was more room.
+                Decision::TooLarge => {
+                    let bytes = record.bytes_max();
+                    let requests = mem::take(&mut self.requests.next).into_iter();
+                    self.refused.extend(requests.map(|ack| Refused { ack, bytes }));
+                }
                 // That the store succeeds will prove that nobody else knew of more; until then they are not answered.
                 Decision::Nothing if self.dirty => self.requests.start(),
                 Decision::Nothing => {
@@ -359,8 +402,10 @@ impl<A> User<A> {
     /// Back to where nothing is known; all that waited goes to the caller.
     pub(crate) fn give_up(&mut self) -> Vec<A> {
         let id = self.id.clone();
-        let Self { changes, requests, mut told, mut acknowledged, .. } = mem::replace(self, Self::new(id));
+        let Self { changes, requests, mut told, mut acknowledged, refused, .. } =
+            mem::replace(self, Self::new(id));
         acknowledged.append(&mut told);
+        acknowledged.extend(refused.into_iter().map(|refused| refused.ack));
         for mut waiting in [changes, requests] {
             waiting.restart();
             acknowledged.append(&mut waiting.next);
@@ -382,12 +427,23 @@ impl<A> User<A> {
             record.last_digest = last;
             is_sent = true;
         }
+        // Nothing is in flight while a record is loaded, so each change has its acknowledgement in the same place.
+        assert_eq!(self.unstored.len(), self.changes.next.len(), "a change waits with its acknowledgement");
+        self.dirty = is_sent;
         // All of them are kept until a store holds them all: what changes nothing now may do so only because of another
         // one that is not stored either.
-        self.dirty = self
-            .unstored
-            .iter()
-            .fold(is_sent, |dirty, (alarm, condition)| record.apply(alarm, *condition) | dirty);
+        for ((alarm, condition), ack) in
+            mem::take(&mut self.unstored).into_iter().zip(mem::take(&mut self.changes.next))
+        {
+            match make_room(&mut record, &alarm, self.record_bytes_max, self.horizon) {
+                Ok(()) => {
+                    self.dirty |= record.apply(&alarm, condition);
+                    self.unstored.push((alarm, condition));
+                    self.changes.next.push(ack);
+                }
+                Err(bytes) => self.refused.push(Refused { ack, bytes }),
+            }
+        }
         if !self.dirty {
             self.unstored.clear();
             self.acknowledged.append(&mut self.changes.next);
@@ -450,6 +506,22 @@ impl<A> User<A> {
             }
         }
     }
+}
+
+/// Whether a change of `alarm` has room in the record, if need be when what can be forgotten is. If not, says how many
+/// bytes that would take.
+fn make_room(
+    record: &mut Record,
+    alarm: &AlarmId,
+    record_bytes_max: usize,
+    horizon: Timestamp,
+) -> Result<(), usize> {
+    let has_room = |record: &Record| record.knows(alarm) || record.bytes_max_with(alarm) <= record_bytes_max;
+    if has_room(record) {
+        return Ok(());
+    }
+    record.forget(horizon);
+    if has_room(record) { Ok(()) } else { Err(record.bytes_max_with(alarm)) }
 }
 
 #[cfg(test)]
@@ -547,7 +619,7 @@ mod tests {
     fn an_outbox_from_a_record_that_may_be_out_of_date_is_stored_before_it_is_sent_after_another() {
         let mut old = Record::new(UserId(Id::new("ann").expect("a valid id")));
         old.apply(&alarm(), condition(1, Status::Critical));
-        old.decide(Nonce(1), |_, _| true);
+        old.decide(Nonce(1), usize::MAX, |_, _| true);
         let old = || Done::Loaded(Some((old.encode(), 5)));
         let mut user = user();
         user.on_request(1);
@@ -575,7 +647,7 @@ mod tests {
         user.on_change(alarm(), condition(5, Status::Cleared), 4);
         let mut theirs = Record::new(UserId(Id::new("ann").expect("a valid id")));
         theirs.apply(&alarm(), condition(4, Status::Critical));
-        theirs.decide(Nonce(1), |_, _| true);
+        theirs.decide(Nonce(1), usize::MAX, |_, _| true);
         theirs.clear_outbox();
         user.on_done(Done::Conflict).expect("nothing to read");
         assert_eq!(step(&mut user), Some(Operation::Reload));
@@ -588,19 +660,121 @@ mod tests {
         assert!(matches!(step(&mut user), Some(Operation::Send { .. })));
     }
 
+    fn numbered(number: u32) -> AlarmId {
+        AlarmId(Id::new(&format!("alarm {number:03}")).expect("a valid id"))
+    }
+
     #[test]
-    fn a_record_that_is_too_large_gives_back_all_that_waited() {
+    fn a_change_that_has_no_room_is_refused_alone_and_the_rest_goes_on() {
         let mut user = stored();
+        // 36 bytes each, and 21, 16 and 31 for the frame, the outbox and the first alarm.
         for number in 0..100 {
-            let alarm = AlarmId(Id::new(&format!("alarm {number}")).expect("a valid id"));
-            user.on_change(alarm, condition(1, Status::Warning), number);
+            user.on_change(numbered(number), condition(1, Status::Warning), number);
+            if number == 0 {
+                assert!(matches!(step(&mut user), Some(Operation::Store { .. })));
+            }
         }
-        user.on_request(100);
+        let refused: Vec<u32> =
+            std::mem::take(user.refused()).into_iter().map(|refused| refused.ack).collect();
+        assert_eq!(refused.len() + user.waiting_mut().count(), 100);
+        assert!(refused.len() > 50 && refused.is_sorted() && refused.ends_with(&[99]), "{refused:?}");
+        // What is known may change, and all of it can be told.
+        user.on_change(alarm(), condition(2, Status::Cleared), 100);
+        user.on_request(101);
+        assert!(user.refused().is_empty());
+        user.on_done(Done::Written(2)).expect("nothing to read");
+        let Some(Operation::Store { record, .. }) = step(&mut user) else { panic!("a decision") };
+        assert!(record.len() <= 1000, "{}", record.len());
+        user.on_done(Done::Written(3)).expect("nothing to read");
+        let mut sent = 0;
+        while !user.acknowledged().contains(&101) {
+            sent += match step(&mut user) {
+                Some(Operation::Send { digest, .. }) => digest.alarms.len(),
+                Some(Operation::Store { .. } | Operation::Verify) => 0,
+                other => panic!("{other:?}"),
+            };
+            let done = match user.pending() {
+                Some(Pending::Verify) => Done::Loaded(Some((vec![], user.revision))),
+                _ => Done::Written(4),
+            };
+            user.on_done(done).expect("nothing to read");
+        }
+        assert_eq!(sent, 100 - refused.len());
+    }
+
+    #[test]
+    fn what_waited_for_the_record_is_refused_when_it_has_no_room() {
+        let mut user = user();
+        (0..100).for_each(|number| user.on_change(numbered(number), condition(1, Status::Warning), number));
+        assert_eq!(step(&mut user), Some(Operation::Load));
+        user.on_done(Done::Loaded(None)).expect("nothing is a record");
+        assert!(user.refused().len() > 50 && user.refused().iter().all(|refused| refused.bytes > 1000));
+        let refused = std::mem::take(user.refused()).len();
+        assert!(matches!(step(&mut user), Some(Operation::Store { .. })));
+        user.on_done(Done::Written(1)).expect("nothing to read");
+        assert_eq!(user.acknowledged().len(), 100 - refused);
+    }
+
+    /// Stored where there was more room, and untold.
+    fn full() -> Record {
+        let mut record = Record::new(UserId(Id::new("ann").expect("a valid id")));
+        while record.encoded_bytes() + 24 <= 1000 {
+            let number = record.alarms().count() as u32;
+            record.apply(&numbered(number), condition(1, Status::Warning));
+        }
+        record
+    }
+
+    #[test]
+    fn a_record_that_has_no_room_for_all_that_is_told_tells_a_part_or_refuses_the_request() {
+        let mut user = user();
+        let record = full();
+        assert!(record.bytes_max() > 1000);
+        let limits = |record_bytes_max| UserLimits {
+            record_bytes_max,
+            digest_bytes_max: 10_000,
+            horizon: Timestamp::new(-1, 0),
+        };
+        let stored = record.encode();
+        user.on_request(1);
+        assert_eq!(step(&mut user), Some(Operation::Load));
+        user.on_done(Done::Loaded(Some((stored.clone(), 1)))).expect("a record");
+        let one_more = limits(stored.len() + 16 + 12);
+        let Ok(Some(Operation::Store { record, .. })) = user.step(&one_more, || Nonce(7)) else {
+            panic!("a decision")
+        };
+        let record = Record::decode(&UserId(Id::new("ann").expect("a valid id")), &record).expect("a record");
+        assert_eq!(
+            record.outbox().expect("a decision").1.alarms,
+            [(numbered(0), condition(1, Status::Warning))]
+        );
+
+        let mut user = self::user();
+        user.on_request(1);
+        assert_eq!(step(&mut user), Some(Operation::Load));
+        user.on_done(Done::Loaded(Some((stored.clone(), 1)))).expect("a record");
+        // What is known may change all the same.
+        user.on_change(numbered(1), condition(2, Status::Cleared), 2);
+        let none_more = limits(stored.len());
+        assert!(matches!(user.step(&none_more, || Nonce(7)), Ok(Some(Operation::Store { .. }))));
+        assert_eq!(user.refused().pop().map(|refused| refused.ack), Some(1));
+        user.on_done(Done::Written(2)).expect("nothing to read");
+        assert_eq!(std::mem::take(user.acknowledged()), [2]);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_stored_any_more_gives_back_all_that_waited() {
+        let mut user = user();
+        user.on_change(numbered(0), condition(2, Status::Critical), 1);
+        user.on_request(2);
+        assert_eq!(step(&mut user), Some(Operation::Load));
+        user.on_done(Done::Loaded(Some((full().encode(), 1)))).expect("a record");
         let limits =
-            UserLimits { record_bytes_max: 1000, digest_bytes_max: 1000, horizon: Timestamp::new(-1, 0) };
+            UserLimits { record_bytes_max: 500, digest_bytes_max: 1000, horizon: Timestamp::new(-1, 0) };
         let Err(Refusal::TooLarge { bytes, unacknowledged }) = user.step(&limits, || Nonce(7)) else {
             panic!("it is too large")
         };
-        assert!(bytes > 1000 && unacknowledged.len() == 101 && user.is_idle());
+        assert!(bytes > 500 && user.is_idle() || !user.refused().is_empty());
+        assert!(unacknowledged.contains(&1));
     }
 }

@@ -13,7 +13,7 @@
 //!
 //! Never: a socket, a thread, a clock, a log line, mail; creating streams, which is done before a worker starts.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -31,9 +31,9 @@ use crate::durable::backlog::{Backlog, BacklogLog, LOOK_EVERY, ROOMS, Room};
 use crate::durable::members::Member;
 use crate::durable::record::{Nonce, token};
 use crate::durable::relay::{Came, Relay};
-use crate::durable::user::{Done, Operation, Pending, Refusal, User, UserLimits};
-use crate::logic::{Counters, Logic, Notice, RejectionLog};
-use crate::message::{self, Rejection};
+use crate::durable::user::{Done, Operation, Pending, Refusal, Refused, User, UserLimits};
+use crate::logic::{Counters, Logic, Notice, RefusalLog, RejectionLog};
+use crate::message::{self, Reason, Rejection};
 
 /// What every worker of an instance has in common.
 #[derive(Clone, Debug)]
@@ -107,7 +107,8 @@ enum Tag {
 
 /// The logic of one core.
 ///
-/// `by_id` and `users` hold the same users; a user with an operation in flight is never dropped.
+/// `by_id` and `users` hold the same users; a user with an operation in flight is never dropped. `waiting` holds each slot
+/// whose `is_waiting` is set once, and no other.
 pub struct Worker {
     config: WorkerConfig,
     names: CheckedNames,
@@ -123,7 +124,7 @@ pub struct Worker {
     users: Slab<Slot>,
     by_id: HashMap<UserId, usize, RandomState>,
     /// Users to be stepped when the link is ready, or after a pause.
-    waiting: VecDeque<(Duration, usize)>,
+    waiting: BTreeSet<(Duration, usize)>,
     dead: Slab<AckTo>,
     open: usize,
     nonce_next: u128,
@@ -131,6 +132,9 @@ pub struct Worker {
     drain: Drain,
     notices: Vec<Notice>,
     rejections: RejectionLog,
+    /// What the server refuses, and the users that cannot be done.
+    refusals: RefusalLog,
+    held_users: RefusalLog,
     counters: Counters,
     /// When the queue is looked at next, and what was said of it; none for the cores that do not look.
     backlog: Option<(Duration, BacklogLog)>,
@@ -147,6 +151,17 @@ struct Slot {
     user: User<AckTo>,
     /// The digest under way, where the stream does not republish it.
     digest: Vec<u8>,
+    /// Alarms in the digest under way.
+    digest_alarms: usize,
+    is_waiting: bool,
+    verdict: Option<Verdict>,
+}
+
+/// What becomes of a user's messages without looking at its record again: a message each would read a megabyte.
+struct Verdict {
+    until: Duration,
+    /// Dead letters; if none, they come again later, for another server may do them.
+    rejection: Option<Rejection>,
 }
 
 #[derive(Clone, Debug)]
@@ -162,6 +177,13 @@ enum Source {
     Queue,
     /// Relayed once, and never again.
     Member,
+}
+
+/// What a message asks for, by its subject.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Changed,
+    Send,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -187,7 +209,7 @@ const PULL_EXPIRES: Duration = Duration::from_secs(10);
 /// After an outcome that is unknown, or a server that asks for patience.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// When a message that could not be done comes again.
+/// When a message that could not be done comes again, and a user that could not be done is looked at again.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// After so many loads that found no record, the next users are taken to have none either: each saves its load, and a few
@@ -200,6 +222,12 @@ pub const DIGEST_ID: &str = "Alarm-Digest-Id";
 /// What the headers of a stored record or digest can take, in bytes.
 const HEADER_BYTES_MAX: usize = 512;
 
+/// Of a subject that a dead letter repeats, before it is escaped.
+const SUBJECT_BYTES_MAX: usize = 256;
+
+/// The least `max_payload`: a digest of one alarm with its headers, and the headers of any dead letter.
+const MAX_PAYLOAD_AT_LEAST: usize = message::DIGEST_BYTES_MAX_AT_LEAST + HEADER_BYTES_MAX;
+
 impl Worker {
     /// Without a link yet. `inbox` is a subject that nobody else in the account has, and `nonces` a random number of 128
     /// bits.
@@ -207,8 +235,10 @@ impl Worker {
     /// # Panics
     /// When a name is not one: they are checked with the configuration.
     #[must_use]
-    pub fn new(config: WorkerConfig, inbox: &str, nonces: u128) -> Self {
+    pub fn new(mut config: WorkerConfig, inbox: &str, nonces: u128) -> Self {
         const BELIEF: &str = "checked with the configuration";
+        let at_least = &mut config.session.max_payload_at_least;
+        *at_least = (*at_least).max(MAX_PAYLOAD_AT_LEAST as u64);
         let mut jetstream =
             JetStream::new(Subject::new(inbox).expect("the caller gives a subject"), REPLY_SID);
         if let Some(prefix) = &config.names.api_prefix {
@@ -235,7 +265,7 @@ impl Worker {
             paused_until: [Duration::ZERO; PULLS],
             users: Slab::new(),
             by_id: HashMap::default(),
-            waiting: VecDeque::new(),
+            waiting: BTreeSet::new(),
             dead: Slab::new(),
             open: 0,
             nonce_next: nonces,
@@ -243,6 +273,8 @@ impl Worker {
             drain: Drain::Not,
             notices: Vec::new(),
             rejections: RejectionLog::default(),
+            refusals: RefusalLog::default(),
+            held_users: RefusalLog::default(),
             counters: Counters::default(),
             backlog: None,
             scratch: Vec::new(),
@@ -273,7 +305,8 @@ impl Worker {
         let info = match reply.decode::<ConsumerInfo>("a consumer") {
             Ok(info) => info,
             Err(failure) => {
-                return self.notices.push(Notice::Refused(format!("cannot look at the queue: {failure}")));
+                let text = || format!("cannot look at the queue: {failure}");
+                return self.notices.extend(self.refusals.note(text, now));
             }
         };
         let queue = Backlog {
@@ -362,7 +395,8 @@ impl Worker {
                 self.paused_until[at] = now + PAUSE;
                 if status.is_current && (next != Next::Pause || status.kind == PullStatus::NoResponders) {
                     let description = String::from_utf8_lossy(status.description);
-                    self.notices.push(Notice::Refused(format!("pull: {} {description}", status.code)));
+                    let text = || format!("pull: {} {description}", status.code);
+                    self.notices.extend(self.refusals.note(text, now));
                 }
             }
         }
@@ -372,18 +406,20 @@ impl Worker {
         let is_again = delivery.ack.delivered > 1;
         self.counters.redelivered += u64::from(is_again && source == Source::Queue);
         let message = &delivery.message;
-        let decoded = if is_of(message.subject, &self.config.names.changed) {
-            message::decode_change(message.payload)
-        } else {
-            message::decode_request(message.payload)
+        let decoded = match kind_of(message.subject, &self.config.names) {
+            Some(Kind::Changed) => message::decode_change(message.payload),
+            Some(Kind::Send) => message::decode_request(message.payload),
+            // No member relays such a thing.
+            None if source == Source::Member => return,
+            None => Err(unknown_subject(&self.config.names)),
         };
         let command = match decoded {
             Ok(command) => command,
-            Err(rejection) => {
-                self.open += 1;
-                return self.reject(message, &rejection, ack_to(delivery), now);
-            }
+            Err(rejection) => return self.reject(message, &rejection, ack_to(delivery), now),
         };
+        if is_again && self.is_held(command.user(), delivery) {
+            return;
+        }
         // What comes again has perhaps been relayed before: then that was of no use.
         if source == Source::Queue
             && !is_again
@@ -394,28 +430,98 @@ impl Worker {
             self.counters.relayed += 1;
             return;
         }
-        self.open += 1;
-        let ack = ack_to(delivery);
         let slot = self.slot_of(command.user());
-        let user = &mut self.users[slot].user;
-        match command {
+        let at = &mut self.users[slot];
+        at.verdict.take_if(|verdict| verdict.until <= now);
+        if let Some(verdict) = &at.verdict {
+            let rejection = verdict.rejection.clone();
+            return self.obey(rejection, delivery, now);
+        }
+        self.open += 1;
+        let counter = match command {
             Command::Apply(change) => {
-                self.counters.changes += 1;
-                user.on_change(change.alarm, change.condition, ack);
+                at.user.on_change(change.alarm, change.condition, ack_to(delivery));
+                &mut self.counters.changes
             }
             Command::SendDigest(_) => {
-                self.counters.requests += 1;
-                user.on_request(ack);
+                at.user.on_request(ack_to(delivery));
+                &mut self.counters.requests
+            }
+        };
+        *counter += 1;
+        let refused = self.step(slot, now);
+        self.on_refused(slot, refused, Some(delivery), now);
+    }
+
+    /// Whether this message waits with its user already: then the server no longer knows the ack subject of its last
+    /// delivery, and one that cannot be done for long would be held once more with each.
+    fn is_held(&mut self, user: &UserId, delivery: &Delivery<'_>) -> bool {
+        let Some(slot) = self.by_id.get(user) else { return false };
+        let ack = &delivery.ack;
+        let held = self.users[*slot].user.waiting_mut().find(|held| {
+            AckSubject::parse(held)
+                .is_some_and(|held| (held.stream_sequence, held.stream) == (ack.stream_sequence, ack.stream))
+        });
+        held.map(|held| *held = ack_to(delivery)).is_some()
+    }
+
+    fn obey(&mut self, rejection: Option<Rejection>, delivery: &Delivery<'_>, now: Duration) {
+        match rejection {
+            Some(rejection) => self.reject(&delivery.message, &rejection, ack_to(delivery), now),
+            None => {
+                self.open += 1;
+                self.answer_all(vec![ack_to(delivery)], Ack::Again { after: Some(AGAIN_AFTER) }, now);
             }
         }
-        self.advance(slot, now);
+    }
+
+    /// A user's record has no room for these. The one that is at hand becomes a dead letter; of the others nothing is left
+    /// but how to answer, so they come again at once, and then they are at hand.
+    fn on_refused(
+        &mut self,
+        slot: usize,
+        refused: Vec<Refused<AckTo>>,
+        at_hand: Option<&Delivery<'_>>,
+        now: Duration,
+    ) {
+        for Refused { ack, bytes } in refused {
+            match at_hand.filter(|delivery| *ack == *delivery.ack.subject().as_bytes()) {
+                Some(delivery) => {
+                    self.open -= 1;
+                    let rejection = too_large(&self.users[slot].id, bytes, self.limits().record_bytes_max);
+                    self.reject(&delivery.message, &rejection, ack, now);
+                }
+                None => self.answer_all(vec![ack], Ack::Again { after: None }, now),
+            }
+        }
+    }
+
+    /// This user cannot be done for a while: what waited comes again, at once to become a dead letter, or later.
+    fn condemn(
+        &mut self,
+        slot: usize,
+        rejection: Option<Rejection>,
+        unacknowledged: Vec<AckTo>,
+        now: Duration,
+    ) {
+        let after = if rejection.is_some() { None } else { Some(AGAIN_AFTER) };
+        self.users[slot].verdict = Some(Verdict { until: now + AGAIN_AFTER, rejection });
+        self.answer_all(unacknowledged, Ack::Again { after }, now);
     }
 
     fn slot_of(&mut self, id: &UserId) -> usize {
         if let Some(slot) = self.by_id.get(id) {
             return *slot;
         }
-        let slot = Slot { id: id.clone(), token: token(id), user: User::new(id.clone()), digest: Vec::new() };
+        let slot = Slot {
+            id: id.clone(),
+            token: token(id),
+            user: User::new(id.clone()),
+            digest: Vec::new(),
+            digest_alarms: 0,
+            is_waiting: false,
+            verdict: None,
+        };
         let at = self.users.insert(slot);
         self.by_id.insert(id.clone(), at);
         at
@@ -423,8 +529,15 @@ impl Worker {
 
     /// Takes a user as far as it goes: its next operation, and its acknowledgements.
     fn advance(&mut self, slot: usize, now: Duration) {
+        let refused = self.step(slot, now);
+        self.on_refused(slot, refused, None, now);
+    }
+
+    /// As [`Self::advance`], and returns what there is no room for.
+    fn step(&mut self, slot: usize, now: Duration) -> Vec<Refused<AckTo>> {
         if !self.link.as_ref().is_some_and(Session::is_ready) {
-            return self.wait(slot, now);
+            self.wait(slot, now);
+            return Vec::new();
         }
         let limits = self.limits();
         let nonce_next = &mut self.nonce_next;
@@ -437,21 +550,17 @@ impl Worker {
             Ok(Some(Operation::Load)) if self.strangers >= STRANGERS_MIN => {
                 // A first load may be out of date, and so may a guess: a wrong one is refused, and then it is loaded.
                 self.users[slot].user.on_done(Done::Loaded(None)).expect("no record can be read");
-                return self.advance(slot, now);
+                return self.step(slot, now);
             }
             Ok(Some(operation)) => self.begin(slot, operation, now),
             Err(Refusal::TooLarge { bytes, unacknowledged }) => {
-                let id = &self.users[slot].id;
-                let text = format!(
-                    "record of user {id:?} needs {bytes} bytes, the server takes {}",
-                    limits.record_bytes_max
-                );
-                self.notices.push(Notice::Refused(text));
-                self.answer_all(unacknowledged, Ack::Again { after: Some(AGAIN_AFTER) }, now);
+                let rejection = too_large(&self.users[slot].id, bytes, limits.record_bytes_max);
+                self.condemn(slot, Some(rejection), unacknowledged, now);
             }
         }
         let acknowledged = std::mem::take(self.users[slot].user.acknowledged());
         self.answer_all(acknowledged, Ack::Done, now);
+        std::mem::take(self.users[slot].user.refused())
     }
 
     fn limits(&self) -> UserLimits {
@@ -508,12 +617,18 @@ impl Worker {
                     payload: &self.scratch,
                     expected_last: Some(last),
                 };
-                self.jetstream.publish(link, publication, tag, now).expect(FITS);
+                if let Err(error) = self.jetstream.publish(link, publication, tag, now) {
+                    // It was decided where more is taken, and there it can be sent.
+                    let text = || format!("digest of user {:?}: {error}", at.id.0);
+                    self.notices.extend(self.held_users.note(text, now));
+                    let unacknowledged = at.user.give_up();
+                    return self.condemn(slot, None, unacknowledged, now);
+                }
                 at.digest.clear();
+                at.digest_alarms = digest.alarms.len();
                 if !self.config.is_republished {
                     at.digest.extend_from_slice(&self.scratch);
                 }
-                self.counters.alarms_told += digest.alarms.len() as u64;
             }
         }
     }
@@ -567,9 +682,7 @@ impl Worker {
             }
             Err(failure) => {
                 self.counters.unknown += 1;
-                if self.rejections.may_say(now) {
-                    self.notices.push(Notice::Refused(failure.to_string()));
-                }
+                self.notices.extend(self.refusals.note(|| failure.to_string(), now));
                 Done::Unknown
             }
         }
@@ -577,6 +690,7 @@ impl Worker {
 
     fn on_sent(&mut self, slot: usize, now: Duration) {
         self.counters.digests += 1;
+        self.counters.alarms_told += self.users[slot].digest_alarms as u64;
         let digest = std::mem::take(&mut self.users[slot].digest);
         if !digest.is_empty() {
             // The stream does not do it. Only here, after our own publish: never when somebody else may have.
@@ -588,12 +702,13 @@ impl Worker {
     fn conclude(&mut self, slot: usize, done: Done, now: Duration) {
         let is_unknown = done == Done::Unknown;
         if let Err(error) = self.users[slot].user.on_done(done) {
-            let id = self.users[slot].id.clone();
-            self.notices.push(Notice::Refused(format!(
-                "record of user {id:?} in the bucket cannot be read: {error}"
-            )));
-            let unacknowledged = self.users[slot].user.give_up();
-            self.answer_all(unacknowledged, Ack::Again { after: Some(AGAIN_AFTER) }, now);
+            let at = &mut self.users[slot];
+            let text = || format!("record of user {:?} in the bucket cannot be read: {error}", at.id.0);
+            self.notices.extend(self.held_users.note(text, now));
+            let detail = format!("{error}: mend or delete it, then publish this again; user {:?}", at.id.0);
+            let unacknowledged = at.user.give_up();
+            let rejection = Rejection::new(Reason::RecordDamaged, detail);
+            self.condemn(slot, Some(rejection), unacknowledged, now);
         }
         if is_unknown {
             let acknowledged = std::mem::take(self.users[slot].user.acknowledged());
@@ -605,14 +720,19 @@ impl Worker {
     }
 
     fn wait(&mut self, slot: usize, until: Duration) {
-        self.waiting.push_back((until, slot));
+        if !std::mem::replace(&mut self.users[slot].is_waiting, true) {
+            self.waiting.insert((until, slot));
+        }
     }
 
     fn reject(&mut self, message: &Message<'_>, rejection: &Rejection, ack: AckTo, now: Duration) {
-        let subject = String::from_utf8_lossy(message.subject).into_owned();
+        // It comes again, and is counted then.
+        let Some(link) = self.link.as_mut().filter(|link| link.is_ready()) else { return };
+        let subject =
+            message.subject[..message.subject.len().min(SUBJECT_BYTES_MAX)].escape_ascii().to_string();
         self.counters.rejected[rejection.reason as usize] += 1;
         self.notices.extend(self.rejections.note(&subject, rejection, now));
-        let Some(link) = self.link.as_mut().filter(|link| link.is_ready()) else { return };
+        self.open += 1;
         let max_payload = link.info().map_or(usize::MAX, |info| info.max_payload as usize);
         let sequence = AckSubject::parse(&ack).map_or(0, |ack| ack.stream_sequence).to_string();
         let (detail, size) = (rejection.to_string(), message.payload.len().to_string());
@@ -680,9 +800,7 @@ impl Worker {
             let at = self.evict_next;
             self.evict_next += 1;
             looked += 1;
-            if self.users.get(at).is_some_and(|slot| slot.user.is_idle())
-                && !self.waiting.iter().any(|(_, slot)| *slot == at)
-            {
+            if self.users.get(at).is_some_and(|slot| slot.user.is_idle() && !slot.is_waiting) {
                 let slot = self.users.remove(at);
                 self.by_id.remove(&slot.id);
                 dropped += 1;
@@ -703,9 +821,31 @@ fn ack_to(delivery: &Delivery<'_>) -> AckTo {
     delivery.ack.subject().as_bytes().into()
 }
 
-/// A subject that the server's mapping has split over several streams ends in a number.
-fn is_of(subject: &[u8], name: &str) -> bool {
-    subject.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'.')
+/// By the name itself, or by what a mapping of the server that splits a subject makes of it: the name, a dot, a number. None
+/// if it is neither of the two.
+fn kind_of(subject: &[u8], names: &Names) -> Option<Kind> {
+    let kinds = [(names.changed.as_bytes(), Kind::Changed), (names.send.as_bytes(), Kind::Send)];
+    let is_part = |name: &[u8]| {
+        let number = subject.strip_prefix(name).and_then(|rest| rest.strip_prefix(b"."));
+        number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit))
+    };
+    let exact = kinds.iter().find(|(name, _)| *name == subject);
+    exact.or_else(|| kinds.iter().find(|(name, _)| is_part(name))).map(|(_, kind)| *kind)
+}
+
+fn unknown_subject(names: &Names) -> Rejection {
+    let detail = format!("expected subject {} or {}, got another one", names.changed, names.send);
+    Rejection::new(Reason::UnknownSubject, detail)
+}
+
+/// The user comes last, because it may be cut.
+fn too_large(user: &UserId, bytes: usize, bytes_max: usize) -> Rejection {
+    let detail = format!(
+        "expected a record of at most {bytes_max} bytes, it needs {bytes}: raise max_payload, then publish this again; \
+         user {:?}",
+        user.0
+    );
+    Rejection::new(Reason::RecordTooLarge, detail)
 }
 
 impl Logic for Worker {
@@ -760,9 +900,7 @@ impl Logic for Worker {
                 Some(Event::Passed(_)) => {}
                 Some(Event::Refused(text)) => {
                     self.counters.refused += 1;
-                    if self.rejections.may_say(now) {
-                        self.notices.push(Notice::Refused(text.to_string()));
-                    }
+                    self.notices.extend(self.refusals.note(|| text.to_string(), now));
                 }
             }
         }
@@ -838,12 +976,13 @@ impl Logic for Worker {
             }
             return;
         };
-        for _ in 0..self.waiting.len() {
-            match self.waiting.pop_front() {
-                Some((until, slot)) if until <= now => self.advance(slot, now),
-                Some(later) => self.waiting.push_back(later),
-                None => break,
-            }
+        // After a reconnect all users wait: as many as the output takes now, and the rest in later turns.
+        while self.takes_bytes()
+            && let Some((_, slot)) = self.waiting.first().copied().filter(|(until, _)| *until <= now)
+        {
+            self.waiting.pop_first();
+            self.users[slot].is_waiting = false;
+            self.advance(slot, now);
         }
         self.pull(now);
         // Twice of what is open before we stop to pull: our own share of the queue is always below that.
@@ -891,5 +1030,276 @@ impl Logic for Worker {
 
     fn unsettled(&self) -> usize {
         self.open
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nats_wire::{ConnectOptions, Limits};
+
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(100);
+
+    fn config() -> WorkerConfig {
+        let text = str::to_owned;
+        WorkerConfig {
+            names: Names {
+                changed: text("alarms"),
+                send: text("alarms.digest"),
+                digest: text("told"),
+                dead: text("told.dead"),
+                input: text("IN"),
+                consumer: text("digest"),
+                bucket: text("STATE"),
+                output: text("OUT"),
+                dead_letters: text("DEAD"),
+                output_prefix: text("AD.out."),
+                member_prefix: text("AD.member."),
+                api_prefix: None,
+            },
+            session: SessionConfig {
+                connect: ConnectOptions::default(),
+                limits: Limits::client(),
+                handshake_max: NOW,
+                ping_interval: NOW,
+                answer_max: NOW,
+                max_payload_at_least: 0,
+            },
+            retention: Duration::from_secs(1_000_000),
+            output_bytes_max: 1 << 20,
+            batch: 10,
+            open_max: 100,
+            cached_users_max: 100,
+            request_timeout: NOW,
+            affinity: false,
+            is_republished: true,
+        }
+    }
+
+    /// A worker, and the server's end of its connection.
+    struct End {
+        worker: Worker,
+        now: Duration,
+    }
+
+    impl End {
+        fn new(config: WorkerConfig, max_payload: usize) -> Self {
+            let mut end = Self { worker: Worker::new(config, "_INBOX.a", 1 << 64), now: NOW };
+            end.connect(max_payload);
+            end
+        }
+
+        fn connect(&mut self, max_payload: usize) {
+            self.worker.on_link(SignIn::default(), self.now);
+            let info = format!(
+                "INFO {{\"headers\":true,\"version\":\"2.15.1\",\"max_payload\":{max_payload}}}\nPONG\n"
+            );
+            self.hears(&info);
+        }
+
+        /// What is written after the server wrote `text`, line feeds standing for all line ends.
+        fn hears(&mut self, text: &str) -> String {
+            let bytes = text.replace('\n', "\r\n").into_bytes();
+            let used = self.worker.receive(&bytes, self.now).expect("a good server");
+            assert_eq!(used, bytes.len(), "{text}");
+            self.turn()
+        }
+
+        fn turn(&mut self) -> String {
+            self.worker.finish_turn(self.now);
+            let output = String::from_utf8_lossy(self.worker.output()).replace("\r\n", "\n");
+            self.worker.wrote(self.worker.output().len(), self.now);
+            output
+        }
+
+        /// Message `sequence` of the queue comes, for the time `delivered`.
+        fn delivers(&mut self, subject: &str, sequence: u32, delivered: u32, payload: &str) -> String {
+            let bytes = payload.len();
+            self.hears(&format!(
+                "MSG {subject} 2 $JS.ACK.IN.digest.{delivered}.{sequence}.{sequence}.4.5 {bytes}\n{payload}\n"
+            ))
+        }
+
+        /// Answers request `number` with a stored message.
+        fn stored(&mut self, number: u32, sequence: u32, payload: &[u8]) -> String {
+            let headers = format!("NATS/1.0\r\nNats-Subject: a\r\nNats-Sequence: {sequence}\r\n\r\n");
+            let total = headers.len() + payload.len();
+            let line = format!("HMSG _INBOX.a.{number} 1 {} {total}\r\n{headers}", headers.len());
+            let bytes = [line.as_bytes(), payload, b"\r\n"].concat();
+            assert_eq!(self.worker.receive(&bytes, self.now).expect("a good server"), bytes.len());
+            self.turn()
+        }
+    }
+
+    fn change(alarm: &str, status: &str) -> String {
+        format!(
+            r#"{{"AlarmID":"{alarm}","UserID":"ann","Status":"{status}","ChangedAt":"2026-01-01T00:00:00Z"}}"#
+        )
+    }
+
+    #[test]
+    fn a_subject_is_one_of_the_two_or_its_numbered_part() {
+        let names = config().names;
+        for (subject, kind) in [
+            ("alarms", Some(Kind::Changed)),
+            ("alarms.digest", Some(Kind::Send)),
+            ("alarms.0", Some(Kind::Changed)),
+            ("alarms.digest.12", Some(Kind::Send)),
+            ("alarms.", None),
+            ("alarms.1a", None),
+            ("alarms.digest.1.2", None),
+            ("alarm", None),
+            ("other", None),
+        ] {
+            assert_eq!(kind_of(subject.as_bytes(), &names), kind, "{subject}");
+        }
+    }
+
+    #[test]
+    fn a_server_must_take_a_digest_of_one_alarm_with_its_headers() {
+        let mut worker = Worker::new(config(), "_INBOX.a", 1);
+        worker.on_link(SignIn::default(), NOW);
+        let refused = worker.receive(b"INFO {\"headers\":true,\"max_payload\":3783}\r\n", NOW);
+        assert!(matches!(refused, Err(Fault::MaxPayload { came: 3783, at_least: 3784 })), "{refused:?}");
+    }
+
+    #[test]
+    fn messages_of_a_user_whose_record_is_damaged_become_dead_letters() {
+        let mut end = End::new(config(), 10_000);
+        let load = end.delivers("alarms", 7, 1, &change("disk", "WARNING"));
+        assert!(load.contains("PUB $JS.API.DIRECT.GET.KV_STATE.$KV.STATE.ann _INBOX.a.0"), "{load}");
+        let again = end.stored(0, 3, b"nonsense");
+        assert!(again.contains("PUB $JS.ACK.IN.digest.1.7.7.4.5 4\n-NAK\n"), "{again}");
+        // The record is not read again.
+        let dead = end.delivers("alarms", 7, 2, &change("disk", "WARNING"));
+        assert!(dead.starts_with("HPUB told.dead _INBOX.a.1 "), "{dead}");
+        assert!(dead.contains("Alarm-Digest-Reason: record-damaged\n"), "{dead}");
+        assert!(dead.ends_with(&format!("{}\n", change("disk", "WARNING"))), "{dead}");
+        assert_eq!((end.worker.open, end.worker.counters.rejected[Reason::RecordDamaged as usize]), (1, 1));
+        let done = end.hears("MSG _INBOX.a.1 1 27\n{\"stream\":\"DEAD\",\"seq\":123}\n");
+        assert!(done.contains("PUB $JS.ACK.IN.digest.2.7.7.4.5 5\n+TERM\n"), "{done}");
+        assert_eq!(end.worker.open, 0);
+        // Somebody may have mended it.
+        end.now += AGAIN_AFTER;
+        assert!(end.delivers("alarms", 8, 1, &change("disk", "WARNING")).contains("DIRECT.GET"));
+    }
+
+    #[test]
+    fn a_change_that_a_record_has_no_room_for_is_a_dead_letter_and_the_rest_is_stored() {
+        let mut end = End::new(config(), 4_000);
+        let user = UserId(crate::alarm::Id::new("ann").expect("a valid id"));
+        let mut record = crate::durable::record::Record::new(user);
+        let alarm = |number: u32| {
+            crate::alarm::AlarmId(crate::alarm::Id::new(&format!("alarm {number}")).expect("a valid id"))
+        };
+        let warning = crate::alarm::Condition::new(Timestamp::new(1, 0), crate::alarm::Status::Warning);
+        let mut count = 0;
+        while record.bytes_max_with(&alarm(count)) <= 4_000 - HEADER_BYTES_MAX {
+            record.apply(&alarm(count), warning);
+            count += 1;
+        }
+        end.delivers("alarms", 1, 1, &change("one more alarm", "WARNING"));
+        let again = end.stored(0, 3, &record.encode());
+        assert!(again.contains("PUB $JS.ACK.IN.digest.1.1.1.4.5 4\n-NAK\n"), "{again}");
+        let dead = end.delivers("alarms", 1, 2, &change("one more alarm", "WARNING"));
+        assert!(dead.starts_with("HPUB told.dead _INBOX.a.1 "), "{dead}");
+        assert!(dead.contains("Alarm-Digest-Reason: record-too-large\n"), "{dead}");
+        assert!(dead.contains("expected a record of at most 3488 bytes, it needs "), "{dead}");
+        let stored = end.delivers("alarms", 2, 1, &change("alarm 0", "CLEARED"));
+        assert!(stored.contains("HPUB $KV.STATE.ann _INBOX.a.2 "), "{stored}");
+        assert_eq!(end.worker.open, 2);
+    }
+
+    #[test]
+    fn a_digest_decided_where_more_is_taken_waits_for_such_a_server() {
+        let user = UserId(crate::alarm::Id::new("ann").expect("a valid id"));
+        let mut record = crate::durable::record::Record::new(user);
+        for number in 0..100 {
+            let id = crate::alarm::Id::new(&format!("alarm {number}")).expect("a valid id");
+            let warning = crate::alarm::Condition::new(Timestamp::new(1, 0), crate::alarm::Status::Warning);
+            record.apply(&crate::alarm::AlarmId(id), warning);
+        }
+        record.decide(Nonce(7), usize::MAX, |_, _| true);
+        let mut end = End::new(config(), 4_000);
+        end.delivers("alarms.digest", 1, 1, r#"{"UserID":"ann"}"#);
+        let later = end.stored(0, 3, &record.encode());
+        assert!(
+            later.contains("PUB $JS.ACK.IN.digest.1.1.1.4.5 26\n-NAK {\"delay\":30000000000}\n"),
+            "{later}"
+        );
+        let later = end.delivers("alarms.digest", 2, 1, r#"{"UserID":"ann"}"#);
+        assert!(
+            later.contains("digest.1.2.2.4.5") && later.contains("-NAK {") && !later.contains("GET"),
+            "{later}"
+        );
+        assert_eq!((end.worker.open, end.worker.counters.alarms_told), (0, 0));
+        let said = |notice: &Notice| matches!(notice, Notice::Refused(text) if text.starts_with("digest of user \"ann\": "));
+        assert_eq!(end.worker.notices.iter().filter(|notice| said(notice)).count(), 1);
+    }
+
+    #[test]
+    fn a_message_that_comes_again_while_it_is_held_is_held_once() {
+        let mut end = End::new(config(), 10_000);
+        end.delivers("alarms", 7, 1, &change("disk", "WARNING"));
+        end.delivers("alarms", 7, 2, &change("disk", "WARNING"));
+        end.delivers("alarms.digest", 8, 2, r#"{"UserID":"ann"}"#);
+        end.delivers("alarms.digest", 8, 3, r#"{"UserID":"ann"}"#);
+        assert_eq!(end.worker.open, 2);
+        let user = &mut end.worker.users[0].user;
+        let held: Vec<u64> =
+            user.waiting_mut().map(|ack| AckSubject::parse(ack).expect("it is one").delivered).collect();
+        assert_eq!(held, [2, 3]);
+    }
+
+    #[test]
+    fn what_no_member_would_relay_is_not_looked_at() {
+        let mut end = End::new(WorkerConfig { affinity: true, ..config() }, 4_000);
+        let mut relays = |subject: &str| {
+            let headers = format!(
+                "NATS/1.0\nAlarm-Digest-Ack: $JS.ACK.IN.digest.1.2.3.4.5\nAlarm-Digest-Subject: {subject}\n\n"
+            );
+            let bytes = headers.replace('\n', "\r\n").len();
+            let output = end.hears(&format!("HMSG AD.member.1 12 {bytes} {}\n{headers}{{}}\n", bytes + 2));
+            (output.contains("told.dead"), end.worker.open)
+        };
+        assert_eq!(relays(&"x".repeat(3_900)), (false, 0));
+        assert_eq!(relays("alarms.digest.x"), (false, 0));
+        assert_eq!(relays("alarms.digest.3"), (true, 1));
+    }
+
+    #[test]
+    fn what_a_dead_letter_repeats_is_cut_to_what_the_smallest_server_takes() {
+        let mut end = End::new(config(), MAX_PAYLOAD_AT_LEAST);
+        let subject = "\u{7f}".repeat(3_000);
+        let payload = format!(r#"{{"UserID":"{}"}}"#, "\u{7f}".repeat(9_000));
+        let dead = end.delivers(&subject, 1, 1, &payload);
+        assert!(dead.contains("Alarm-Digest-Reason: unknown-subject\n"), "{dead}");
+        let dead = end.delivers("alarms", 2, 1, &payload.replace("UserID", "AlarmID"));
+        assert!(dead.contains("Alarm-Digest-Reason: missing-field\n"), "{dead}");
+        assert_eq!(end.worker.open, 2);
+    }
+
+    #[test]
+    fn users_that_wait_are_stepped_as_far_as_the_output_has_room() {
+        let mut end = End::new(WorkerConfig { output_bytes_max: 2_000, ..config() }, 10_000);
+        for number in 0..50 {
+            end.delivers(
+                "alarms",
+                number,
+                1,
+                &change("disk", "WARNING").replace("ann", &format!("user{number}")),
+            );
+        }
+        end.connect(10_000);
+        assert_eq!(end.worker.waiting.len(), 50);
+        end.now += PAUSE;
+        let mut turns = Vec::new();
+        while !end.worker.waiting.is_empty() {
+            let output = end.turn();
+            assert!(output.len() < 2_500, "{}", output.len());
+            turns.push(output.matches("STREAM.MSG.GET").count());
+        }
+        assert!(turns.len() > 1 && turns.iter().sum::<usize>() == 50, "{turns:?}");
     }
 }
