@@ -6,6 +6,7 @@
 //! beat   to all   about once a second; who is not heard for a while is forgotten
 //! leave  to all   ─► forgotten at once, as is who is found to be gone
 //! ask    to one   after some messages were relayed to it ─► read, once it has read them and has room for more
+//!                 asked again when that stays out: either may be lost
 //! ```
 //!
 //! A user is at home with the member that has the greatest weight for it (rendezvous hashing): when a member comes or goes,
@@ -39,37 +40,54 @@ pub enum Said {
     Beat,
     /// I am going.
     Leave,
-    /// Have you read what I relayed before this?
-    Ask,
-    /// I have, and go on.
-    Read,
+    /// Have you read what I relayed before this? With the number of the question.
+    Ask(u32),
+    /// I have, and go on. With the number of the question that this answers.
+    Read(u32),
 }
 
 impl Said {
-    const ALL: [Self; 5] = [Self::Join, Self::Beat, Self::Leave, Self::Ask, Self::Read];
-
     const fn word(self) -> &'static str {
         match self {
             Self::Join => "join",
             Self::Beat => "beat",
             Self::Leave => "leave",
-            Self::Ask => "ask",
-            Self::Read => "read",
+            Self::Ask(_) => "ask",
+            Self::Read(_) => "read",
         }
     }
 
-    /// Reads `<word> <member>`. None for what somebody else says, or a later version.
-    #[must_use]
-    pub fn parse(text: &[u8]) -> Option<(Self, Member)> {
-        let (word, member) = text.split_at(text.iter().position(|byte| *byte == b' ')?);
-        let said = Self::ALL.into_iter().find(|said| said.word().as_bytes() == word)?;
-        Some((said, Member::parse(&member[1..])?))
+    const fn question(self) -> Option<u32> {
+        match self {
+            Self::Ask(question) | Self::Read(question) => Some(question),
+            Self::Join | Self::Beat | Self::Leave => None,
+        }
     }
 
-    /// `<word> <member>`, as `from` says it.
+    /// Reads what [`Self::text`] wrote. None for what somebody else says, or a later version.
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Option<(Self, Member)> {
+        let mut words = std::str::from_utf8(text).ok()?.split(' ');
+        let (word, member) = (words.next()?, Member::parse(words.next()?.as_bytes())?);
+        let question = words.next().and_then(|number| number.parse().ok());
+        let said = match (word, question) {
+            ("join", None) => Self::Join,
+            ("beat", None) => Self::Beat,
+            ("leave", None) => Self::Leave,
+            ("ask", Some(question)) => Self::Ask(question),
+            ("read", Some(question)) => Self::Read(question),
+            _ => return None,
+        };
+        (said.text(member).as_bytes() == text).then_some((said, member))
+    }
+
+    /// `<word> <member>`, as `from` says it, and the question's number if it is about one.
     #[must_use]
     pub fn text(self, from: Member) -> String {
-        format!("{} {from}", self.word())
+        match self.question() {
+            None => format!("{} {from}", self.word()),
+            Some(question) => format!("{} {from} {question}", self.word()),
+        }
     }
 }
 
@@ -118,12 +136,12 @@ impl UserHash {
 pub enum Place {
     /// By us: the user is at home here, or its home has enough to do.
     Here,
-    /// Relayed to this member, and then, if so, a question sent after it.
+    /// Relayed to this member, and then, if there is one, a question sent after it.
     With {
         /// Where the user is at home.
         member: Member,
-        /// Whether to send [`Said::Ask`] to it after this.
-        asks: bool,
+        /// The number of the [`Said::Ask`] to send to it after this.
+        asks: Option<u32>,
     },
 }
 
@@ -133,6 +151,8 @@ pub struct Members {
     me: Member,
     /// In no order, each once, never `me`.
     peers: Vec<Peer>,
+    /// Counts the questions to all of them: an answer to one that was asked before is about nothing.
+    questions: u32,
 }
 
 /// `asked <= unread`.
@@ -144,6 +164,16 @@ struct Peer {
     unread: u32,
     /// How many of those the question under way is about; 0 if there is none.
     asked: u32,
+    /// Its number.
+    question: u32,
+    /// Beats of ours since it was asked.
+    beats: u32,
+}
+
+impl Peer {
+    const fn new(member: Member, heard_at: Duration) -> Self {
+        Self { member, heard_at, unread: 0, asked: 0, question: 0, beats: 0 }
+    }
 }
 
 /// A member that was not heard for so long is forgotten: four beats.
@@ -156,6 +186,9 @@ const UNREAD_MAX: u32 = 4096;
 /// The least share, for relays to be possible at all.
 const UNREAD_MAX_AT_LEAST: u32 = 64;
 
+/// A question or its answer is taken to be lost after so many beats, and is asked again.
+const ASKS_AGAIN_BEATS: u32 = 3;
+
 /// Questions in one share: enough that a peer in good health never stops us.
 const ASKS: u32 = 4;
 
@@ -163,7 +196,7 @@ impl Members {
     /// Alone.
     #[must_use]
     pub const fn new(me: Member) -> Self {
-        Self { me, peers: Vec::new() }
+        Self { me, peers: Vec::new(), questions: 0 }
     }
 
     /// Our own name.
@@ -184,7 +217,9 @@ impl Members {
         let unread_max = (UNREAD_MAX / self.peers.len().max(1) as u32).max(UNREAD_MAX_AT_LEAST);
         let nearest = self.peers.iter_mut().max_by_key(|peer| peer.member.weight(user));
         match nearest {
-            Some(peer) if peer.member.weight(user) > self.me.weight(user) => peer.take_relay(unread_max),
+            Some(peer) if peer.member.weight(user) > self.me.weight(user) => {
+                peer.take_relay(unread_max, &mut self.questions)
+            }
             _ => Place::Here,
         }
     }
@@ -198,16 +233,17 @@ impl Members {
             return self.forget(member);
         }
         let at = self.peers.iter().position(|peer| peer.member == member).unwrap_or_else(|| {
-            self.peers.push(Peer { member, heard_at: now, unread: 0, asked: 0 });
+            self.peers.push(Peer::new(member, now));
             self.peers.len() - 1
         });
         let peer = &mut self.peers[at];
         peer.heard_at = now;
         match said {
             Said::Join => (peer.unread, peer.asked) = (0, 0),
-            // An answer to a question before it was forgotten and came again is about nothing.
-            Said::Read => peer.unread -= std::mem::take(&mut peer.asked),
-            Said::Beat | Said::Leave | Said::Ask => {}
+            Said::Read(question) if question == peer.question => {
+                peer.unread -= std::mem::take(&mut peer.asked);
+            }
+            Said::Read(_) | Said::Beat | Said::Leave | Said::Ask(_) => {}
         }
     }
 
@@ -223,23 +259,33 @@ impl Members {
         }
     }
 
-    /// Forgets who has not been heard for long.
-    pub fn on_time(&mut self, now: Duration) {
+    /// With each beat: forgets who has not been heard for long, and says whom to ask again, and with which number.
+    pub fn on_time(&mut self, now: Duration) -> Vec<(Member, u32)> {
         self.peers.retain(|peer| now.saturating_sub(peer.heard_at) < SILENCE_MAX);
+        let mut again = Vec::new();
+        for peer in self.peers.iter_mut().filter(|peer| peer.asked > 0) {
+            peer.beats += 1;
+            if peer.beats == ASKS_AGAIN_BEATS {
+                peer.beats = 0;
+                again.push((peer.member, peer.question));
+            }
+        }
+        again
     }
 }
 
 impl Peer {
-    fn take_relay(&mut self, unread_max: u32) -> Place {
+    fn take_relay(&mut self, unread_max: u32, questions: &mut u32) -> Place {
         if self.unread >= unread_max {
             return Place::Here;
         }
         self.unread += 1;
         let asks = self.asked == 0 && self.unread >= unread_max / ASKS;
         if asks {
-            self.asked = self.unread;
+            *questions = questions.wrapping_add(1);
+            (self.asked, self.question, self.beats) = (self.unread, *questions, 0);
         }
-        Place::With { member: self.member, asks }
+        Place::With { member: self.member, asks: asks.then_some(self.question) }
     }
 }
 
@@ -331,7 +377,7 @@ mod tests {
         let mut members = with(1..4);
         assert_eq!(members.count(), 4);
         members.on_said(Said::Beat, member(1), seconds(2));
-        members.on_said(Said::Ask, member(2), seconds(3));
+        members.on_said(Said::Ask(1), member(2), seconds(3));
         members.on_said(Said::Beat, members.me(), seconds(3));
         members.on_time(seconds(3));
         assert_eq!(members.count(), 4);
@@ -342,7 +388,7 @@ mod tests {
         members.forget(member(2));
         members.forget(member(2));
         assert_eq!(members.count(), 1);
-        members.on_said(Said::Read, member(3), seconds(7));
+        members.on_said(Said::Read(1), member(3), seconds(7));
         assert_eq!(members.count(), 2);
     }
 
@@ -351,7 +397,7 @@ mod tests {
         let (mut relayed, mut asked) = (0, Vec::new());
         while let Place::With { asks, .. } = members.place(user) {
             relayed += 1;
-            asked.extend(asks.then_some(relayed));
+            asked.extend(asks.map(|_| relayed));
         }
         (relayed, asked)
     }
@@ -363,16 +409,43 @@ mod tests {
         members.on_link();
         assert_eq!(relay_all(&mut members, &at_1), (1024, vec![256]));
         let said = |members: &mut Members, said| members.on_said(said, member(1), Duration::ZERO);
+        let read = |members: &mut Members| {
+            let question = members.questions;
+            members.on_said(Said::Read(question), member(1), Duration::ZERO);
+        };
         // A beat proves only that it lives.
         said(&mut members, Said::Beat);
         assert_eq!(relay_all(&mut members, &at_1), (0, vec![]));
-        said(&mut members, Said::Read);
+        read(&mut members);
         assert_eq!(relay_all(&mut members, &at_1), (256, vec![1]));
-        said(&mut members, Said::Read);
+        read(&mut members);
         assert_eq!(relay_all(&mut members, &at_1), (769, vec![1]));
-        said(&mut members, Said::Read);
-        said(&mut members, Said::Read);
+        read(&mut members);
+        read(&mut members);
         assert_eq!(relay_all(&mut members, &at_1), (256, vec![1]));
+    }
+
+    #[test]
+    fn a_question_that_stays_unanswered_is_asked_again_and_answers_count_once() {
+        let mut members = with(1..5);
+        let at_1 = users().find(|user| home(&mut members, user) == member(1)).expect("a fifth of them");
+        members.on_link();
+        relay_all(&mut members, &at_1);
+        let question = members.questions;
+        let asked: Vec<_> = (0..7).map(|_| members.on_time(Duration::ZERO)).collect();
+        let again = vec![(member(1), question)];
+        assert_eq!(asked, [vec![], vec![], again.clone(), vec![], vec![], again, vec![]]);
+        let read = |members: &mut Members, question| {
+            members.on_said(Said::Read(question), member(1), Duration::ZERO)
+        };
+        read(&mut members, question);
+        assert_eq!(members.on_time(Duration::ZERO), []);
+        assert_eq!(relay_all(&mut members, &at_1), (256, vec![1]));
+        // The answer to the repeated question is not one to the next.
+        read(&mut members, question);
+        assert_eq!(relay_all(&mut members, &at_1), (0, vec![]));
+        read(&mut members, question + 1);
+        assert_eq!(relay_all(&mut members, &at_1), (769, vec![1]));
     }
 
     #[test]
@@ -396,7 +469,7 @@ mod tests {
             |members: &mut Members| {
                 members.forget(member(1));
                 members.on_said(Said::Beat, member(1), Duration::ZERO);
-                members.on_said(Said::Read, member(1), Duration::ZERO);
+                members.on_said(Said::Read(members.questions), member(1), Duration::ZERO);
             },
         ] {
             assert_eq!(relay_all(&mut members, &at_1), (1024, vec![256]));
@@ -406,14 +479,31 @@ mod tests {
 
     #[test]
     fn what_members_say_is_read_and_anything_else_is_not() {
-        for said in Said::ALL {
+        for (said, expected) in [
+            (Said::Join, "join 00000000000000ab"),
+            (Said::Beat, "beat 00000000000000ab"),
+            (Said::Leave, "leave 00000000000000ab"),
+            (Said::Ask(7), "ask 00000000000000ab 7"),
+            (Said::Read(u32::MAX), "read 00000000000000ab 4294967295"),
+        ] {
             let text = said.text(Member(0xab));
-            assert_eq!(text, format!("{} 00000000000000ab", said.word()));
+            assert_eq!(text, expected);
             assert_eq!(Said::parse(text.as_bytes()), Some((said, Member(0xab))));
         }
-        for text in
-            ["", "beat", "beat ", "beat ab", "beat +0000000000000ab", "sing 00000000000000ab", "beat\u{e4}"]
-        {
+        for text in [
+            "",
+            "beat",
+            "beat ",
+            "beat ab",
+            "beat +0000000000000ab",
+            "sing 00000000000000ab",
+            "beat\u{e4}",
+            "ask 00000000000000ab",
+            "ask 00000000000000ab +7",
+            "ask 00000000000000ab 4294967296",
+            "beat 00000000000000ab 7",
+            "read 00000000000000ab 7 7",
+        ] {
             assert_eq!(Said::parse(text.as_bytes()), None, "{text}");
         }
         assert_eq!(Said::parse(b"beat 00000000000000\xff\xff"), None);

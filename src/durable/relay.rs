@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! PUB  AD.member.all                        beat 0123456789abcdef
-//! PUB  AD.member.fedcba9876543210           ask 0123456789abcdef
+//! PUB  AD.member.fedcba9876543210           ask 0123456789abcdef 7
 //! HPUB AD.member.fedcba9876543210 <inbox>.relay.fedcba9876543210.AD_IN.digest.1.4.4.1795508339348976653.2
 //!      Alarm-Digest-Ack: $JS.ACK.AD_IN.digest.1.4.4.1795508339348976653.2
 //!      Alarm-Digest-Subject: AlarmStatusChanged
@@ -33,8 +33,8 @@ pub(super) struct Relay {
     prefix: String,
     /// `<inbox>.relay.`
     inbox: String,
-    /// Who asked and has no answer yet.
-    askers: Vec<Member>,
+    /// Who asked and has no answer yet, each once, with the number of the last question.
+    askers: Vec<(Member, u32)>,
     /// When those who are there have answered our first [`Said::Join`], as far as anybody can tell.
     acquainted_at: Option<Duration>,
     /// Memory for a subject and a reply.
@@ -110,8 +110,11 @@ impl Relay {
 
     /// About once a second.
     pub(super) fn on_time(&mut self, link: &mut Session, now: Duration) {
-        self.members.on_time(now);
+        let again = self.members.on_time(now);
         self.say(link, Said::Beat, None, now);
+        for (member, question) in again {
+            self.say(link, Said::Ask(question), Some(member), now);
+        }
     }
 
     /// Takes a message. None if it is another subscription's.
@@ -162,16 +165,16 @@ impl Relay {
         let subject = Subject::new(&self.subject).expect(BELIEF);
         let reply = Subject::new(&self.reply).expect(BELIEF);
         link.publish_for_reply(subject, reply, Some(headers), message.payload, now);
-        if asks {
-            self.say(link, Said::Ask, Some(member), now);
+        if let Some(question) = asks {
+            self.say(link, Said::Ask(question), Some(member), now);
         }
         true
     }
 
     /// Tells those who asked that there is room for more.
     pub(super) fn answer(&mut self, link: &mut Session, now: Duration) {
-        for asker in std::mem::take(&mut self.askers) {
-            self.say(link, Said::Read, Some(asker), now);
+        for (asker, question) in std::mem::take(&mut self.askers) {
+            self.say(link, Said::Read(question), Some(asker), now);
         }
     }
 
@@ -201,8 +204,11 @@ impl Relay {
         self.members.on_said(said, member, now);
         match said {
             Said::Join => self.say(link, Said::Beat, Some(member), now),
-            Said::Ask if !self.askers.contains(&member) => self.askers.push(member),
-            Said::Ask | Said::Beat | Said::Leave | Said::Read => {}
+            Said::Ask(question) => {
+                self.askers.retain(|(asker, _)| *asker != member);
+                self.askers.push((member, question));
+            }
+            Said::Beat | Said::Leave | Said::Read(_) => {}
         }
     }
 
@@ -395,13 +401,13 @@ Alarm-Digest-Subject: AlarmStatusChanged
         (0..1023).for_each(|_| assert!(end.passes_on(&user, "{}")));
         end.output();
         assert!(end.passes_on(&user, "{}"));
-        let ask = "PUB AD.member.0000000000000002 20\nask 0000000000000001\n";
+        let ask = "PUB AD.member.0000000000000002 22\nask 0000000000000001 1\n";
         assert_eq!(end.output(), [RELAYED, ask].concat());
 
-        let ask = "MSG AD.member.0000000000000001 12 20\nask 0000000000000002\n";
+        let ask = "MSG AD.member.0000000000000001 12 22\nask 0000000000000002 7\n";
         assert_eq!([end.hears(ask), end.hears(ask)], ["", ""]);
         end.relay.answer(&mut end.link, NOW);
-        assert_eq!(end.output(), "PUB AD.member.0000000000000002 21\nread 0000000000000001\n");
+        assert_eq!(end.output(), "PUB AD.member.0000000000000002 23\nread 0000000000000001 7\n");
         end.relay.answer(&mut end.link, NOW);
         assert_eq!(end.output(), "");
     }
