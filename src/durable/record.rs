@@ -34,7 +34,7 @@ pub struct Nonce(pub u128);
 /// One user's state.
 ///
 /// `is_in_outbox` of any alarm ⇒ `outbox` is some and the alarm is told. `alarm_bytes_max` is the sum of
-/// [`alarm_bytes_max`] over all alarms.
+/// the function of that name over all alarms.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
     user: UserId,
