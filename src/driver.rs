@@ -23,6 +23,7 @@ use alarm_digest::mesh::Mesh;
 use alarm_digest::pace::{Found, Pace, Step};
 use alarm_digest::servers::{Server, Servers};
 use alarm_digest::shard::{Mail, ShardId};
+use alarm_digest::status::{CoreStatus, Status};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::Task;
 use glommio::net::TcpStream;
@@ -52,6 +53,9 @@ pub struct Common {
     pub pace: Pace,
     pub mesh: Mesh<Mail>,
     pub stop: Stop,
+    pub status: Status,
+    /// What all cores count time from.
+    pub epoch: Instant,
     /// Called by each core when it is connected for the first time.
     pub on_first_ready: Box<dyn Fn(&Server) + Send + Sync>,
 }
@@ -124,13 +128,13 @@ impl<L: Logic> Driver<L> {
             servers: Servers::new(common.servers.clone(), id.0),
             pace: common.pace.clone(),
             step: Step::Look,
-            common,
             link: Link::Waiting(Timer::new(Duration::ZERO)),
             buffer: ReceiveBuffer::new(Limits::client()),
             is_dry: true,
             is_full: false,
             inbox: Vec::new(),
-            epoch: Instant::now(),
+            epoch: common.epoch,
+            common,
             tick_at: TICK,
             timer: None,
             attempts: 0,
@@ -236,7 +240,23 @@ impl<L: Logic> Driver<L> {
         if let Err(fault) = self.logic.on_time(now, wall_clock()) {
             self.lose_link(&fault);
         }
+        self.say_status(now);
         true
+    }
+
+    fn say_status(&self, now: Duration) {
+        let (users, alarms) = self.logic.holds();
+        let status = CoreStatus {
+            said_at: Some(now),
+            ready_at: self.ready_at,
+            server: self.server().to_string(),
+            is_draining: self.common.stop.stage() != Stage::Run,
+            counters: self.logic.counters().clone(),
+            users,
+            alarms,
+            unsettled: self.logic.unsettled(),
+        };
+        self.common.status.say(self.id, status);
     }
 
     fn poll_link(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
@@ -389,6 +409,7 @@ impl<L: Logic> Driver<L> {
         let delay = reconnect_delay(self.attempts, self.common.reconnect_delay_max);
         self.attempts += 1;
         self.link = Link::Waiting(Timer::new(delay));
+        self.say_status(self.epoch.elapsed());
     }
 
     fn server(&self) -> &Server {
@@ -443,6 +464,7 @@ impl<L: Logic> Driver<L> {
 
     fn say_ready(&mut self) {
         self.ready_at = Some(self.epoch.elapsed());
+        self.say_status(self.epoch.elapsed());
         self.learn_servers();
         let link = self.logic.link().and_then(|link| link.info());
         let version = link.map_or("", |info| info.version.as_str());

@@ -17,6 +17,7 @@
 //! | [`pace`] | when a core looks again, lets work gather, or sleeps |
 //! | [`config`] | arguments to configuration |
 //! | [`servers`] | which servers there are, and which is next |
+//! | [`status`] | what each core last said of itself, for whoever looks from outside |
 //! | [`credentials`] | what an operator gives, turned into what CONNECT says of us |
 //! | `nats_wire` | the codec and one connection's session, a crate of its own in `proto/` |
 //!
@@ -44,3 +45,4 @@ pub mod message;
 pub mod pace;
 pub mod servers;
 pub mod shard;
+pub mod status;

@@ -26,6 +26,7 @@ use alarm_digest::message::Reason;
 use alarm_digest::pace::Pace;
 use alarm_digest::servers::Server;
 use alarm_digest::shard::{Shard, ShardId};
+use alarm_digest::status::Status;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
@@ -108,6 +109,8 @@ fn run_cores<L: Logic + 'static>(
         pace: Pace::new(cli.run.spin, cli.run.coalesce),
         mesh: Mesh::new(cores, cli.run.mail_max as usize),
         stop: Stop::new(cores),
+        status: Status::new(cores),
+        epoch: Instant::now(),
         on_first_ready: Box::new(say_started(cpus.clone())),
     });
     // Before the first core starts, so that no signal can fall between.
