@@ -24,7 +24,7 @@ use nats_wire::session::{Event, Fault, Fence, Session, SessionConfig, SignIn};
 use nats_wire::{ErrText, Header, HeaderBlock, Message, QueueGroup, Sid, Subject, SubjectFilter, encode};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::alarm::{AlarmId, Command, Condition, Digest, Timestamp, UserId};
+use crate::alarm::{AlarmId, Change, Command, Condition, Digest, Timestamp, UserId};
 use crate::book::Book;
 use crate::logic::{Counters, Logic, Notice, RejectionLog};
 use crate::message::{self, Rejection};
@@ -73,7 +73,9 @@ pub struct Subjects {
 #[derive(PartialEq, Eq, Debug)]
 pub enum Mail {
     /// For the owner of its user.
-    Command(Command),
+    Apply(Change),
+    /// For the owner of the user, from the shard that read the request.
+    SendDigest(UserId, ShardId),
     /// For every shard: this one waits for a fence of yours.
     Fence(ShardId),
     /// This shard's fence has passed; what it had read before came before this.
@@ -237,20 +239,26 @@ impl Shard {
     fn route(&mut self, command: Command) {
         let owner = owner(command.user(), self.mail.len());
         if owner == self.id {
-            return self.execute(command);
+            return match command {
+                Command::Apply(change) => self.book.apply(change),
+                Command::SendDigest(user) => self.ask(user, self.id),
+            };
         }
         self.counters.mailed += 1;
         let mail = &mut self.mail[owner.0];
-        mail.push(Mail::Command(command));
+        mail.push(match command {
+            Command::Apply(change) => Mail::Apply(change),
+            Command::SendDigest(user) => Mail::SendDigest(user, self.id),
+        });
         self.mail_is_full |= mail.len() >= self.config.mail_max;
     }
 
-    fn execute(&mut self, command: Command) {
-        match command {
-            Command::Apply(change) => self.book.apply(change),
-            // On one connection the server keeps the order.
-            Command::SendDigest(user) if self.config.is_eager || self.mail.len() == 1 => self.answer(user),
-            Command::SendDigest(user) => self.causal.ask(user),
+    fn ask(&mut self, user: UserId, reader: ShardId) {
+        // On one connection the server keeps the order.
+        if self.config.is_eager || self.mail.len() == 1 {
+            self.answer(user)
+        } else {
+            self.causal.ask(user, reader)
         }
     }
 
@@ -417,7 +425,8 @@ impl Logic for Shard {
 
     fn on_mail(&mut self, mail: Mail) {
         match mail {
-            Mail::Command(command) => self.execute(command),
+            Mail::Apply(change) => self.book.apply(change),
+            Mail::SendDigest(user, reader) => self.ask(user, reader),
             Mail::Fence(owner) => self.causal.want(owner),
             Mail::Passed(shard) => self.causal.pass(shard),
             Mail::Last(shard) => {

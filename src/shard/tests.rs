@@ -127,7 +127,7 @@ fn a_users_messages_go_to_the_owner_in_order() {
     let theirs = theirs.expect("half of all names");
     assert_eq!(told(&mut shard, &[&change(&theirs, "disk"), &request(&theirs)]), "");
     let mail: Vec<Mail> = mail_for(&mut shard).drain(..).collect();
-    assert!(matches!(mail[..], [Mail::Command(Command::Apply(_)), Mail::Command(Command::SendDigest(_))]));
+    assert!(matches!(mail[..], [Mail::Apply(_), Mail::SendDigest(_, ShardId(0))]));
 }
 
 #[test]
@@ -150,11 +150,7 @@ fn full_mail_holds_back_messages_but_not_a_handshake() {
 fn without_a_link_mail_is_taken_up_to_a_limit() {
     let mut shard = Shard::new(ShardId(0), 1, ShardConfig { unsettled_bytes_max: 1, ..config() });
     assert!(shard.takes_mail());
-    for message in [change("ann", "disk"), request("ann")] {
-        let payload = message.lines().nth(1).expect("a payload").as_bytes();
-        let command = message::decode_change(payload).or_else(|_| message::decode_request(payload));
-        shard.on_mail(Mail::Command(command.expect("a command")));
-    }
+    mail_ann(&mut shard);
     assert!(!shard.takes_mail());
     shard.on_link(SignIn::default(), NOW);
     told(&mut shard, &[INFO, "PONG\r\n"]);
@@ -258,19 +254,25 @@ fn draining_unsubscribes_takes_what_is_on_its_way_and_settles_it() {
     assert!(shard.is_drained());
 }
 
-/// A request that came by itself, so that its user is ours.
+/// A change and a request that the last shard read.
+fn mail_ann(shard: &mut Shard) {
+    let change = message::decode_change(change("ann", "disk").lines().nth(1).expect("a payload").as_bytes());
+    let Ok(Command::Apply(change)) = change else { panic!("expected a change, got {change:?}") };
+    let (user, reader) = (change.user.clone(), ShardId(shard.mail.len() - 1));
+    shard.on_mail(Mail::Apply(change));
+    shard.on_mail(Mail::SendDigest(user, reader));
+}
+
+/// A shard whose user somebody else read a request for.
 fn asked(shards: usize) -> Shard {
     let mut shard = ready(shards);
-    let change = message::decode_change(change("ann", "disk").lines().nth(1).expect("a payload").as_bytes());
-    let request = message::decode_request(br#"{"UserID":"ann"}"#);
-    shard.on_mail(Mail::Command(change.expect("a change")));
-    shard.on_mail(Mail::Command(request.expect("a request")));
+    mail_ann(&mut shard);
     shard
 }
 
 #[test]
 fn a_digest_waits_until_every_shard_has_read_what_came_before_the_request() {
-    let mut shard = asked(2);
+    let mut shard = asked(3);
     assert_eq!(told(&mut shard, &[]), "PING\r\n");
     assert_eq!(mail_for(&mut shard).drain(..).collect::<Vec<_>>(), [Mail::Fence(ShardId(0))]);
     assert_eq!((told(&mut shard, &["PONG\r\n"]).as_str(), shard.unsettled()), ("", 1));
@@ -279,11 +281,30 @@ fn a_digest_waits_until_every_shard_has_read_what_came_before_the_request() {
 }
 
 #[test]
-fn requests_that_come_during_a_round_wait_for_the_next() {
+fn who_read_all_requests_of_a_round_is_not_waited_for() {
+    let ours = (0..).map(|number| format!("user {number}")).find(|name| owner_of(name, 2) == ShardId(0));
+    let ours = ours.expect("half of all names");
+    let mut shard = ready(2);
+    assert_eq!(told(&mut shard, &[&change(&ours, "disk"), &request(&ours)]), "", "no fence of our own");
+    assert_eq!(mail_for(&mut shard).drain(..).collect::<Vec<_>>(), [Mail::Fence(ShardId(0))]);
+    shard.on_mail(Mail::Passed(ShardId(1)));
+    assert!(told(&mut shard, &[]).starts_with("PUB digest"));
+
     let mut shard = asked(2);
+    assert_eq!(told(&mut shard, &[]), "PING\r\n");
+    assert_eq!(*mail_for(&mut shard), [], "the reader's mail said enough");
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), DIGEST);
+
+    let mut shard = asked(2);
+    assert_eq!(told(&mut shard, &[&request(&ours)]), "PING\r\n", "two readers");
+    assert_eq!(mail_for(&mut shard).drain(..).collect::<Vec<_>>(), [Mail::Fence(ShardId(0))]);
+}
+
+#[test]
+fn requests_that_come_during_a_round_wait_for_the_next() {
+    let mut shard = asked(3);
     told(&mut shard, &[]);
-    let request = message::decode_request(br#"{"UserID":"bob"}"#).expect("a request");
-    shard.on_mail(Mail::Command(request));
+    shard.on_mail(Mail::SendDigest(UserId(Id::new("bob").expect("a valid id")), ShardId(2)));
     shard.on_mail(Mail::Passed(ShardId(1)));
     mail_for(&mut shard).clear();
     assert_eq!(told(&mut shard, &["PONG\r\n"]), format!("PING\r\n{DIGEST}"));
@@ -315,7 +336,7 @@ fn without_a_link_nothing_is_on_its_way() {
 
 #[test]
 fn the_last_mail_of_a_peer_is_as_good_as_a_fence() {
-    let mut shard = asked(2);
+    let mut shard = asked(3);
     told(&mut shard, &[]);
     told(&mut shard, &["PONG\r\n"]);
     shard.on_mail(Mail::Last(ShardId(1)));

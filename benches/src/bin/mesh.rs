@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Instant;
 
-use alarm_digest::alarm::{AlarmId, Change, Command, Condition, Id, Status, Timestamp, UserId};
+use alarm_digest::alarm::{AlarmId, Change, Condition, Id, Status, Timestamp, UserId};
 use alarm_digest::mesh::Mesh;
 use alarm_digest::shard::{Mail, ShardId};
 use glommio::channels::shared_channel;
@@ -40,7 +40,7 @@ fn spread(mut runs: Vec<f64>) -> String {
 fn mail() -> Mail {
     let id = || Id::from_uuid([7; 16]);
     let condition = Condition::new(Timestamp::new(0, 0), Status::Warning);
-    Mail::Command(Command::Apply(Change { user: UserId(id()), alarm: AlarmId(id()), condition }))
+    Mail::Apply(Change { user: UserId(id()), alarm: AlarmId(id()), condition })
 }
 
 fn fill(batch: &mut Vec<Mail>, size: usize) {
