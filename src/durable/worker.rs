@@ -121,6 +121,8 @@ pub struct Worker {
     pulls: [Pull; PULLS],
     /// When each pull may ask again, after it was told to pause.
     paused_until: [Duration; PULLS],
+    /// The next message did not fit into a whole request of this pull: it is asked for alone.
+    is_large: [bool; PULLS],
     users: Slab<Slot>,
     by_id: HashMap<UserId, usize, RandomState>,
     /// Users to be stepped when the link is ready, or after a pause.
@@ -203,6 +205,10 @@ const PULLS: usize = 2;
 const REPLY_SID: u64 = 1;
 const PULL_SID: u64 = 2;
 
+/// Bytes that a request for messages asks for. Two of them are a quarter of what a server lets wait for a client, 64 MiB by
+/// default, before it closes the connection of who does not read in time.
+const PULL_BYTES_MAX: u64 = 8 << 20;
+
 /// How long a request for messages stays with the server.
 const PULL_EXPIRES: Duration = Duration::from_secs(10);
 
@@ -263,6 +269,7 @@ impl Worker {
             pulls,
             jetstream,
             paused_until: [Duration::ZERO; PULLS],
+            is_large: [false; PULLS],
             users: Slab::new(),
             by_id: HashMap::default(),
             waiting: BTreeSet::new(),
@@ -373,9 +380,14 @@ impl Worker {
             return self.on_reply(&reply, now);
         }
         for at in 0..PULLS {
+            let owed = self.pulls[at].owed();
             match self.pulls[at].on_message(message, now) {
                 None | Some(Pulled::Stray) => {}
                 Some(Pulled::Delivery(delivery)) => return self.on_delivery(&delivery, Source::Queue, now),
+                Some(Pulled::Status(status)) if status.kind == PullStatus::MessageTooLarge => {
+                    // Behind others it fits into the next request.
+                    return self.is_large[at] = status.is_current && owed == self.config.batch;
+                }
                 Some(Pulled::Status(status)) => return self.on_status(at, &status, now),
             }
         }
@@ -781,10 +793,14 @@ impl Worker {
         if self.drain != Drain::Not || self.relay.as_ref().is_some_and(|relay| !relay.is_acquainted(now)) {
             return;
         }
-        for (pull, paused_until) in self.pulls.iter_mut().zip(&self.paused_until) {
-            if !pull.is_open() && *paused_until <= now && self.open < self.config.open_max {
-                pull.request(link, &PullRequest::new(self.config.batch, PULL_EXPIRES), now);
+        for (at, pull) in self.pulls.iter_mut().enumerate() {
+            if pull.is_open() || self.paused_until[at] > now || self.open >= self.config.open_max {
+                continue;
             }
+            let is_large = std::mem::take(&mut self.is_large[at]);
+            let (batch, max_bytes) =
+                if is_large { (1, None) } else { (self.config.batch, Some(PULL_BYTES_MAX)) };
+            pull.request(link, &PullRequest { max_bytes, ..PullRequest::new(batch, PULL_EXPIRES) }, now);
         }
     }
 

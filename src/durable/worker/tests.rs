@@ -263,3 +263,20 @@ fn users_that_wait_are_stepped_as_far_as_the_output_has_room() {
     }
     assert!(turns.len() > 1 && turns.iter().sum::<usize>() == 50, "{turns:?}");
 }
+
+#[test]
+fn a_message_that_fits_no_request_is_asked_for_alone() {
+    const TOO_LARGE: &str = "NATS/1.0 409 Message Size Exceeds MaxBytes\n\n";
+    let status = |number: u32| format!("HMSG _INBOX.a.p0.{number} 2 46 46\n{TOO_LARGE}\n");
+    let asked = |output: String| {
+        let asked = output.lines().find(|line| line.starts_with('{')).map(str::to_owned);
+        asked.expect("a request for messages")
+    };
+    let mut end = End::new(config(), 1 << 20);
+    let whole = r#"{"batch":10,"expires":10000000000,"idle_heartbeat":5000000000,"max_bytes":8388608}"#;
+    end.delivers("alarms", 1, 1, &change("disk", "WARNING"));
+    assert_eq!(asked(end.hears(&status(1))), whole, "it did not fit behind another one");
+    let alone = r#"{"batch":1,"expires":10000000000,"idle_heartbeat":5000000000}"#;
+    assert_eq!(asked(end.hears(&status(2))), alone);
+    assert_eq!(asked(end.delivers("alarms", 2, 1, &change("fan", "WARNING"))), whole);
+}
