@@ -27,7 +27,8 @@ Examples:
 /// SendAlarmDigest from NATS and publishes AlarmDigest, on one pinned core per CPU. Stops on SIGTERM or SIGINT once all
 /// that has arrived is done; a second signal stops it at once.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "alarm-digest", version, max_term_width = 110, after_help = EXAMPLES, disable_help_flag = true)]
+#[command(name = "alarm-digest", version = crate::VERSION_AND_COMMIT)]
+#[command(max_term_width = 110, after_help = EXAMPLES, disable_help_flag = true)]
 pub struct Cli {
     /// None: run the service.
     #[command(subcommand)]
@@ -471,7 +472,7 @@ impl NatsArgs {
     pub fn session(&self, name: &str, ping_interval: Duration) -> SessionConfig {
         let connect = ConnectOptions {
             name: name.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: crate::VERSION.into(),
             echo: false,
             ..ConnectOptions::default()
         };

@@ -46,3 +46,12 @@ pub mod pace;
 pub mod servers;
 pub mod shard;
 pub mod status;
+
+/// The version of this library and of the program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The commit that it was built from, in 12 digits, where that was known: see `build.rs`.
+pub const COMMIT: Option<&str> = option_env!("ALARM_DIGEST_COMMIT");
+
+/// Both, like `0.1.0 (0123456789ab)`, or the version alone.
+pub const VERSION_AND_COMMIT: &str = env!("ALARM_DIGEST_VERSION_AND_COMMIT");

@@ -182,7 +182,8 @@ fn say_started(cpus: Vec<usize>) -> impl Fn(&Server) + Send + Sync {
     let ready = AtomicUsize::new(0);
     move |server| {
         if ready.fetch_add(1, Ordering::AcqRel) + 1 == cpus.len() {
-            info!(%server, ?cpus, version = env!("CARGO_PKG_VERSION"), "started: all cores are connected and subscribed");
+            let (version, commit) = (alarm_digest::VERSION, alarm_digest::COMMIT);
+            info!(%server, ?cpus, version, commit, "started: all cores are connected and subscribed");
         }
     }
 }
