@@ -18,6 +18,7 @@
 //! | [`config`] | arguments to configuration |
 //! | [`servers`] | which servers there are, and which is next |
 //! | [`status`] | what each core last said of itself, for whoever looks from outside |
+//! | [`histogram`] | observations by size, in a few words of memory |
 //! | [`credentials`] | what an operator gives, turned into what CONNECT says of us |
 //! | `nats_wire` | the codec and one connection's session, a crate of its own in `proto/` |
 //!
@@ -39,6 +40,7 @@ pub mod book;
 pub mod config;
 pub mod credentials;
 pub mod durable;
+pub mod histogram;
 pub mod logic;
 pub mod mesh;
 pub mod message;
