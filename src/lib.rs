@@ -19,6 +19,7 @@
 //! | [`servers`] | which servers there are, and which is next |
 //! | [`status`] | what each core last said of itself, for whoever looks from outside |
 //! | [`histogram`] | observations by size, in a few words of memory |
+//! | [`http_request`] | the head of an HTTP request to what it asks for |
 //! | [`credentials`] | what an operator gives, turned into what CONNECT says of us |
 //! | `nats_wire` | the codec and one connection's session, a crate of its own in `proto/` |
 //!
@@ -41,6 +42,7 @@ pub mod config;
 pub mod credentials;
 pub mod durable;
 pub mod histogram;
+pub mod http_request;
 pub mod logic;
 pub mod mesh;
 pub mod message;
