@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use alarm_digest::alarm::{AlarmId, Change, Command, Condition, Digest, UserId};
+use alarm_digest::alarm::{AlarmId, Change, Command, Condition, Digest, Timestamp, UserId};
 use alarm_digest::message::{decode_change, decode_request};
 
 /// Every change that ever was, and what the last digest told of each alarm.
@@ -120,12 +120,35 @@ impl Oracle {
                 conditions().any(|condition| condition > told && condition.status() != told.status())
             });
             // Who knew of a later end of it had nothing to tell.
-            let may_have_ended = self.changes[&(user.clone(), (*alarm).clone())]
-                .iter()
-                .any(|condition| condition > latest && !condition.status().is_active());
+            let may_have_ended = self.changes.get(&(user.clone(), (*alarm).clone())).is_some_and(|changes| {
+                changes.iter().any(|condition| condition > latest && !condition.status().is_active())
+            });
             latest.status().is_active() && is_due && !may_have_ended
         };
         alarms.into_iter().filter(is_untold).cloned().collect()
+    }
+
+    /// Forgets the alarms of these users that were cleared before `horizon`, as the service does, and says which.
+    pub fn forget(
+        &mut self,
+        horizon: Timestamp,
+        is_theirs: impl Fn(&UserId) -> bool,
+    ) -> Vec<(UserId, AlarmId)> {
+        let is_forgotten = |(user, _): &(UserId, AlarmId), changes: &BTreeSet<Condition>| {
+            let latest = changes.last().expect("an alarm has at least one change");
+            is_theirs(user) && !latest.status().is_active() && latest.changed_at() < horizon
+        };
+        let forgotten: Vec<_> = self
+            .changes
+            .iter()
+            .filter(|(key, changes)| is_forgotten(key, changes))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in &forgotten {
+            self.changes.remove(key);
+            self.told.remove(key);
+        }
+        forgotten
     }
 
     fn alarms_of(&self, user: &UserId) -> impl Iterator<Item = &AlarmId> {
