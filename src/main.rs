@@ -8,6 +8,7 @@ mod preflight;
 mod provision;
 mod state;
 mod stop;
+mod systemd;
 mod verify;
 
 use std::io::{IsTerminal, Write};
@@ -38,6 +39,7 @@ use uuid::Uuid;
 
 use crate::driver::{Common, Driver, Report};
 use crate::stop::{Stage, Stop};
+use crate::systemd::Systemd;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -102,6 +104,7 @@ fn run_cores<L: Logic + 'static>(
     logic: impl Fn(ShardId) -> L + Clone + Send + 'static,
 ) -> Result<ExitCode> {
     let cores = cpus.len();
+    let systemd = Arc::new(Systemd::from_environment());
     let common = Arc::new(Common {
         servers: cli.nats.servers().map_err(anyhow::Error::msg)?,
         connect_timeout: cli.nats.connect_timeout,
@@ -111,7 +114,7 @@ fn run_cores<L: Logic + 'static>(
         stop: Stop::new(cores),
         status: Status::new(cores),
         epoch: Instant::now(),
-        on_first_ready: Box::new(say_started(cpus.clone())),
+        on_first_ready: Box::new(say_started(cpus.clone(), Arc::clone(&systemd))),
     });
     // Before the first core starts, so that no signal can fall between.
     let signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen for SIGTERM and SIGINT")?;
@@ -129,8 +132,9 @@ fn run_cores<L: Logic + 'static>(
         handles.push(handle);
     }
     let drain_timeout = cli.run.drain_timeout;
-    let for_signals = Arc::clone(&common);
-    std::thread::spawn(move || obey(signals, &for_signals.stop, drain_timeout));
+    let (for_signals, for_watch, watching) = (Arc::clone(&common), Arc::clone(&common), Arc::clone(&systemd));
+    std::thread::spawn(move || watching.watch(&for_watch));
+    std::thread::spawn(move || obey(signals, &for_signals.stop, &systemd, drain_timeout));
 
     let reports = join(handles, &common.stop)?;
     Ok(summarize(cli.run.mode, &reports))
@@ -178,19 +182,21 @@ fn start_log(format: LogFormat) -> Result<()> {
 }
 
 /// The line that says that all cores are connected, said by the last of them.
-fn say_started(cpus: Vec<usize>) -> impl Fn(&Server) + Send + Sync {
+fn say_started(cpus: Vec<usize>, systemd: Arc<Systemd>) -> impl Fn(&Server) + Send + Sync {
     let ready = AtomicUsize::new(0);
     move |server| {
         if ready.fetch_add(1, Ordering::AcqRel) + 1 == cpus.len() {
             let (version, commit) = (alarm_digest::VERSION, alarm_digest::COMMIT);
             info!(%server, ?cpus, version, commit, "started: all cores are connected and subscribed");
+            systemd.say_ready();
         }
     }
 }
 
 /// The first signal drains; a second one, or `drain_timeout`, aborts.
-fn obey(mut signals: Signals, stop: &Stop, drain_timeout: Duration) {
+fn obey(mut signals: Signals, stop: &Stop, systemd: &Systemd, drain_timeout: Duration) {
     signals.forever().next();
+    systemd.say_stopping();
     info!(?drain_timeout, "draining: a second signal stops at once");
     stop.advance(Stage::Drain);
     let deadline = Instant::now() + drain_timeout;
