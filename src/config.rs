@@ -159,6 +159,7 @@ pub struct NatsArgs {
 /// Who we are, at most one of these. A secret stands in a file or an environment variable, never on a command line, which
 /// everybody on the machine can read.
 #[derive(Args, Clone, Default, Debug)]
+#[command(next_help_heading = "Signing in")]
 struct CredentialArgs {
     /// User to sign in as, with --password-file or the password itself in ALARM_DIGEST_PASSWORD
     // With a name of its own, since it is global and `state` has a user too.
@@ -271,6 +272,7 @@ pub struct RunArgs {
         default_value = "0s"
     )]
     #[arg(value_parser = parse_any_span)]
+    #[arg(help_heading = "Latency")]
     pub spin: Duration,
 
     /// While messages come densely, some 2,000 a second and core, how long a core lets them gather before it takes them
@@ -283,6 +285,7 @@ pub struct RunArgs {
         default_value = "1ms"
     )]
     #[arg(value_parser = parse_coalesce)]
+    #[arg(help_heading = "Latency")]
     pub coalesce: Duration,
 
     /// Quiet for so long: ask the server whether it lives; as long again without an answer: reconnect
@@ -310,16 +313,19 @@ pub struct RunArgs {
     /// Bytes of output per core that hold back its input
     #[arg(long, value_name = "BYTES", hide_env_values = true, env = "ALARM_DIGEST_OUTPUT_BYTES_MAX", default_value_t = 4 << 20)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(help_heading = "Limits")]
     pub output_bytes_max: u32,
 
     /// Bytes of digests per core that may wait for a lost link before its peers have to wait
     #[arg(long, value_name = "BYTES", hide_env_values = true, env = "ALARM_DIGEST_UNSETTLED_BYTES_MAX", default_value_t = 64 << 20)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(help_heading = "Limits")]
     pub unsettled_bytes_max: u32,
 
     /// Messages waiting between two cores that hold back the input of the one that sends
     #[arg(long, value_name = "N", hide_env_values = true, env = "ALARM_DIGEST_MAIL_MAX", default_value_t = 16 << 10)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(help_heading = "Limits")]
     pub mail_max: u32,
 
     /// How log lines look; what is logged is set by RUST_LOG, `info` by default
