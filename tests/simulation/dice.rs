@@ -55,10 +55,22 @@ pub enum Fault {
     WallJump,
     /// The service is told to stop, at any time.
     Drain,
+    /// An instance dies with all that it knows, and another one comes.
+    Crash,
+    /// An instance drains and leaves, and another one comes.
+    Leave,
+    /// JetStream has no leader for a while: requests, replies and acknowledgements are lost or refused.
+    NoLeader,
+    /// The output stream and the bucket are full for a while.
+    Full,
+    /// A deposed leader answers what is read for a while, with what it knew.
+    Stale,
+    /// A message is delivered again although nobody was late.
+    Again,
 }
 
 /// How many kinds there are.
-pub const KINDS: usize = 22;
+pub const KINDS: usize = 28;
 
 impl Fault {
     /// All of them, each at the place of its number.
@@ -85,6 +97,12 @@ impl Fault {
         Self::Sleep,
         Self::WallJump,
         Self::Drain,
+        Self::Crash,
+        Self::Leave,
+        Self::NoLeader,
+        Self::Full,
+        Self::Stale,
+        Self::Again,
     ];
 
     /// Holds for a whole run instead of striking now and then.

@@ -21,6 +21,7 @@ use alarm_digest::alarm::{AlarmId, Change, Condition, Timestamp, UserId};
 use alarm_digest::shard::{ShardId, owner};
 use alarm_digest_checker::{Oracle, parse_digest};
 
+use crate::runs::Counts;
 use crate::wire::Delivery;
 
 pub const CHANGED: &str = "changed";
@@ -90,19 +91,17 @@ pub struct Tally {
 }
 
 impl Tally {
-    pub fn add(&mut self, other: &Self) {
-        for (mine, other) in [
-            (&mut self.steps, other.steps),
-            (&mut self.taken, other.taken),
-            (&mut self.read, other.read),
-            (&mut self.digests, other.digests),
-            (&mut self.alarms, other.alarms),
-            (&mut self.repeated, other.repeated),
-            (&mut self.answers, other.answers),
-            (&mut self.dead_letters, other.dead_letters),
-        ] {
-            *mine += other;
-        }
+    pub fn counts(&self) -> Counts {
+        vec![
+            ("steps", self.steps),
+            ("taken", self.taken),
+            ("read", self.read),
+            ("digests", self.digests),
+            ("alarms", self.alarms),
+            ("repeated", self.repeated),
+            ("answers", self.answers),
+            ("dead letters", self.dead_letters),
+        ]
     }
 }
 

@@ -16,8 +16,9 @@ use alarm_digest::shard::{Mail, Shard, ShardConfig, ShardId, Subjects};
 use nats_wire::session::{SessionConfig, SignIn};
 use nats_wire::{ClientOp, ConnectOptions, Limits, Publish, ServerDecoder, Step};
 
-use crate::dice::{Dice, Fault, KINDS, Stream, Without};
-use crate::judge::{CHANGED, Judge, Published, SEND, Tally, What};
+use crate::dice::{Dice, Fault, Stream, Without};
+use crate::judge::{CHANGED, Judge, Published, SEND, What};
+use crate::runs::{Outcome, STEPS_MAX};
 use crate::wire::{Connection, DEAD, DIGESTS, Delivery, SUBSCRIPTIONS, Sent};
 
 /// A core with what its driver would hold.
@@ -84,9 +85,6 @@ pub struct World {
 
 const USERS: usize = 5;
 
-/// More steps than any run has before it is quiet.
-pub const STEPS_MAX: u64 = 800;
-
 /// 2026-01-01T00:00:00Z.
 const NEW_YEAR: i64 = 1_767_225_600;
 
@@ -150,7 +148,7 @@ impl World {
             cores: (0..shards).map(core).collect(),
             is_traced,
             step: 0,
-            steps_max: rng.u64(50..STEPS_MAX),
+            steps_max: rng.u64(50..STEPS_MAX / 2),
             now: Duration::ZERO,
             wall: Timestamp::new(NEW_YEAR, 0),
             has_retention: dice.has(Fault::WallJump),
@@ -178,7 +176,7 @@ impl World {
 
     /// # Panics
     /// When what must hold does not.
-    pub fn run(mut self) -> (Tally, [u64; KINDS]) {
+    pub fn run(mut self) -> Outcome {
         self.trace(|| "so it begins".into());
         while self.step < self.steps_max {
             self.do_step();
@@ -197,7 +195,7 @@ impl World {
         self.settle("draining");
         assert!(self.judge.is_all_answered(), "drained, and a request is not answered");
         self.judge.tally.steps = self.step;
-        (self.judge.tally, self.dice.struck)
+        (self.judge.tally.counts(), self.dice.struck)
     }
 
     /// What the shards have counted is what was read and heard.

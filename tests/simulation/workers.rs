@@ -1,0 +1,479 @@
+//! Instances of the durable mode, each a whole worker with its relay, against a simulated server with JetStream: every byte
+//! between them is on the wire. What must hold is the server's to see (`jetstream`); here is who lives, and what goes wrong.
+//!
+//! After the faults all must become quiet by itself; then each user is asked for once more; then, much later, all
+//! instances are new, the output stream has forgotten everything, and each user is asked for again: the records alone have to
+//! tell that nothing is new. Then all drain.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use alarm_digest::alarm::{Command, Id, Timestamp, UserId};
+use alarm_digest::durable::worker::{Names, Worker, WorkerConfig};
+use alarm_digest::logic::Logic;
+use alarm_digest::message::{decode_change, decode_request};
+use fastrand::Rng;
+use nats_wire::session::{SessionConfig, SignIn};
+use nats_wire::{ConnectOptions, Limits};
+
+use crate::dice::{Dice, Fault, Stream, Without};
+use crate::jetstream::Server;
+use crate::judge::{CHANGED, Published, SEND, What};
+use crate::runs::{Outcome, STEPS_MAX};
+
+struct Instance {
+    worker: Worker,
+    /// Its number at the server, which may have closed it.
+    link: Option<u64>,
+    buffer: Vec<u8>,
+    /// Nonsense has been sent to it.
+    expects_fault: bool,
+    tick_at: Duration,
+    is_leaving: bool,
+    /// Steps before which it does nothing, does not connect, is not there.
+    stalled_until: u64,
+    no_link_until: u64,
+    absent_until: u64,
+}
+
+pub struct World {
+    dice: Dice,
+    without: Without,
+    is_traced: bool,
+    config: WorkerConfig,
+    server: Server,
+    instances: Vec<Instance>,
+    lives: u64,
+    links: u64,
+    step: u64,
+    steps_max: u64,
+    hangs_until: u64,
+    is_chaos: bool,
+    history: Vec<Rc<Published>>,
+    publish_max: usize,
+    alarms: Vec<String>,
+}
+
+const USERS: usize = 4;
+
+fn config(dice: &Dice, is_republished: bool) -> WorkerConfig {
+    let text = str::to_owned;
+    let mut rng = dice.draw(Stream::Setup, 1);
+    let small = |small: usize, large| if dice.has(Fault::Limits) { small } else { large };
+    WorkerConfig {
+        names: Names {
+            changed: text(CHANGED),
+            send: text(SEND),
+            digest: text("told"),
+            dead: text("dead"),
+            input: text("IN"),
+            consumer: text("digest"),
+            bucket: text("STATE"),
+            output: text("OUT"),
+            dead_letters: text("DEAD"),
+            output_prefix: text("AD.out."),
+            member_prefix: text("AD.member."),
+            api_prefix: None,
+        },
+        session: SessionConfig {
+            connect: ConnectOptions::default(),
+            limits: Limits::client(),
+            handshake_max: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(5),
+            answer_max: Duration::from_secs(5),
+            max_payload_at_least: 0,
+        },
+        retention: Duration::from_secs(1 << 40),
+        output_bytes_max: small(rng.usize(1..4000), 1 << 20),
+        batch: small(rng.usize(1..6), 100) as u64,
+        open_max: small(rng.usize(1..10), 1000),
+        cached_users_max: small(rng.usize(0..3), 100),
+        request_timeout: Duration::from_secs(2),
+        affinity: rng.u32(..4) > 0,
+        is_republished,
+    }
+}
+
+impl World {
+    pub fn new(seed: u64, without: &Without, is_traced: bool) -> Self {
+        let dice = Dice::new(seed, without);
+        let mut rng = dice.draw(Stream::Setup, 0);
+        let is_republished = rng.bool();
+        // Names that JSON makes six times as long, so that a record has room for more than a digest.
+        let prefix = if dice.has(Fault::Limits) { "\u{1}".repeat(60) } else { String::new() };
+        let max_payload = if dice.has(Fault::Limits) { 3784 } else { 1 << 20 };
+        let mut world = Self {
+            config: config(&dice, is_republished),
+            server: Server::new((0..USERS).map(user), is_republished, max_payload),
+            instances: Vec::new(),
+            lives: 0,
+            links: 0,
+            step: 0,
+            steps_max: rng.u64(50..STEPS_MAX),
+            hangs_until: 0,
+            is_chaos: true,
+            history: Vec::new(),
+            publish_max: rng.usize(1..100),
+            alarms: (0..rng.usize(1..9)).map(|number| format!("{prefix}{number}")).collect(),
+            without: without.clone(),
+            is_traced,
+            dice,
+        };
+        for _ in 0..rng.usize(1..5) {
+            let instance = world.instance();
+            world.instances.push(instance);
+        }
+        world
+    }
+
+    /// A new one, of whom nobody has heard.
+    fn instance(&mut self) -> Instance {
+        self.lives += 1;
+        let nonces = self.dice.draw(Stream::Setup, 1000 + self.lives).u128(..);
+        Instance {
+            worker: Worker::new(self.config.clone(), &format!("_INBOX.i{}", self.lives), nonces),
+            link: None,
+            buffer: Vec::new(),
+            expects_fault: false,
+            tick_at: self.server.now,
+            is_leaving: false,
+            stalled_until: 0,
+            no_link_until: 0,
+            absent_until: 0,
+        }
+    }
+
+    /// # Panics
+    /// When what must hold does not.
+    pub fn run(mut self) -> Outcome {
+        while self.step < self.steps_max {
+            self.step += 1;
+            if !self.without.steps.contains(&self.step) {
+                self.strike();
+                self.act();
+            }
+        }
+        self.settle("all that was published");
+        self.ask_for_all();
+        self.settle("a last request of each user");
+        self.server.on_end();
+        self.server.grow_old();
+        (0..self.instances.len()).for_each(|at| self.crash(at, 0));
+        self.ask_for_all();
+        self.settle("requests much later");
+        self.server.on_end();
+        for at in 0..self.instances.len() {
+            self.leave(at);
+        }
+        self.settle("draining");
+        self.server.tally.steps = self.step;
+        (self.server.tally.counts(), self.dice.struck)
+    }
+
+    fn trace(&self, what: impl FnOnce() -> String) {
+        if self.is_traced {
+            println!("{:5} {:7?} {}", self.step, self.server.now, what());
+        }
+    }
+
+    fn ask_for_all(&mut self) {
+        (0..USERS).for_each(|number| self.put(request(number)));
+    }
+
+    fn put(&mut self, published: Rc<Published>) {
+        self.trace(|| {
+            format!("published: {} {}", published.subject, published.payload.replace("\\u0001", ""))
+        });
+        self.server.put(published);
+    }
+
+    fn strike(&mut self) {
+        for fault in Fault::ALL {
+            if let Some(mut rng) = self.dice.strikes(fault, self.step) {
+                let at = rng.usize(..self.instances.len());
+                let steps = [5, 30, 150][rng.usize(..3)];
+                if self.befall(fault, at, steps, &mut rng) {
+                    self.dice.struck[fault as usize] += 1;
+                    self.trace(|| format!("fault: {fault:?} of instance {at} for {steps} steps"));
+                }
+            }
+        }
+    }
+
+    /// Says whether anything came of it.
+    fn befall(&mut self, fault: Fault, at: usize, steps: u64, rng: &mut Rng) -> bool {
+        let (until, later) = (self.step + steps, self.server.now + Duration::from_millis(20) * steps as u32);
+        let instance = &mut self.instances[at];
+        let link = instance.link.filter(|link| self.server.links.contains_key(link));
+        match (fault, link) {
+            (Fault::Repeat, _) if !self.history.is_empty() => {
+                let again = self.history[rng.usize(..self.history.len())].clone();
+                self.put(again);
+            }
+            (Fault::Disconnect, Some(_)) => self.close(at, rng),
+            (Fault::Reset, Some(_)) => self.lose_link(at, Duration::from_millis(rng.u64(..100))),
+            (Fault::HalfOpen, Some(_)) => self.lose_link(at, Duration::from_millis(rng.u64(..20_000))),
+            (Fault::Restart, _) => {
+                (0..self.instances.len()).for_each(|at| self.close(at, rng));
+                self.server.restart();
+                self.hangs_until = 0;
+            }
+            (Fault::Unreachable, _) => instance.no_link_until = until,
+            (Fault::Hang, _) => self.hangs_until = until,
+            (Fault::Stall, _) => instance.stalled_until = until,
+            (Fault::Garbage, Some(link)) => {
+                instance.expects_fault = true;
+                self.server
+                    .links
+                    .get_mut(&link)
+                    .expect("it was just there")
+                    .to_client
+                    .extend(b"\x16\x03\x01\r\n");
+            }
+            (Fault::Sleep, _) => self.server.now += Duration::from_secs(rng.u64(10..100)),
+            (Fault::Crash, _) => self.crash(at, steps),
+            (Fault::Leave, _) => self.leave(at),
+            (Fault::NoLeader, _) => self.server.lose_leaders(later, rng),
+            (Fault::Full, _) => self.server.full_until = later,
+            (Fault::Stale, _) => self.server.depose(later),
+            (Fault::Again, _) => return self.server.deliver_again(rng),
+            _ => return false,
+        }
+        true
+    }
+
+    fn act(&mut self) {
+        let mut rng = self.dice.draw(Stream::Schedule, self.step);
+        let at = rng.usize(..self.instances.len());
+        self.server.now += Duration::from_millis(rng.u64(1..40));
+        self.server.bury();
+        let is_up = self.hangs_until <= self.step;
+        match rng.u32(..100) {
+            0..12 => self.publish(),
+            12..32 if is_up => self.server.deliver(&mut rng, !self.dice.has(Fault::Reorder)),
+            32..48 if is_up => self.server.reply(&mut rng),
+            48..60 if is_up => self.serve_any(&mut rng),
+            60..80 => self.read(at, rng.usize(..600)),
+            80..94 => self.write(at, rng.usize(..1200)),
+            94..99 => self.connect(at),
+            _ => {}
+        }
+        self.finish_turn(at);
+    }
+
+    fn is_stalled(&self, at: usize) -> bool {
+        let instance = &self.instances[at];
+        instance.stalled_until > self.step || instance.absent_until > self.step
+    }
+
+    fn finish_turn(&mut self, at: usize) {
+        if self.is_stalled(at) {
+            return;
+        }
+        let now = self.server.now;
+        if self.instances[at].tick_at <= now {
+            self.instances[at].tick_at = now + Duration::from_secs(1);
+            self.read(at, usize::MAX);
+            let told = self.instances[at].worker.on_time(now, Timestamp::new(1_767_225_600, 0));
+            if let Err(fault) = told {
+                self.trace(|| format!("instance {at}: {fault}"));
+                self.lose_link(at, Duration::from_secs(1));
+            }
+        }
+        let instance = &mut self.instances[at];
+        instance.worker.finish_turn(now);
+        instance.worker.notices().clear();
+        if instance.is_leaving && instance.worker.is_drained() {
+            assert_eq!(instance.worker.unsettled(), 0, "drained, and something is not answered");
+            self.trace(|| format!("instance {at} is drained"));
+            let steps = self.dice.draw(Stream::Loss, self.step).u64(..100);
+            self.crash(at, steps);
+        }
+    }
+
+    fn settle(&mut self, what: &str) {
+        self.trace(|| format!("from here on all is well: {what}"));
+        (self.is_chaos, self.hangs_until) = (false, 0);
+        self.server.recover();
+        for instance in &mut self.instances {
+            (instance.stalled_until, instance.no_link_until, instance.absent_until) = (0, 0, 0);
+        }
+        let is_end = self.instances.iter().all(|instance| instance.is_leaving) && what == "draining";
+        for _ in 0..20_000 {
+            self.step += 1;
+            self.server.now += Duration::from_millis(50);
+            self.server.bury();
+            let has_left = self.instances.iter().all(|instance| !instance.is_leaving);
+            if if is_end { has_left } else { self.server.is_quiet() } {
+                return;
+            }
+            let mut rng = self.dice.draw(Stream::Schedule, self.step);
+            for at in 0..self.instances.len() {
+                self.connect(at);
+                self.read(at, usize::MAX);
+                self.finish_turn(at);
+                self.write(at, usize::MAX);
+            }
+            let links: Vec<u64> = self.server.links.keys().copied().collect();
+            links.into_iter().for_each(|link| self.server.serve(link, &mut rng));
+            for _ in 0..10 {
+                self.server.deliver(&mut rng, false);
+            }
+            while !self.server.replies.is_empty() {
+                self.server.reply(&mut rng);
+            }
+        }
+        panic!("stuck with {what}: {}", self.server.says_what_is_left());
+    }
+
+    fn publish(&mut self) {
+        if self.history.len() >= self.publish_max {
+            return;
+        }
+        let mut rng = self.dice.draw(Stream::Workload, self.history.len() as u64);
+        let user = rng.usize(..USERS);
+        let published = match rng.u32(..12) {
+            0 => Rc::new(Published { subject: CHANGED, payload: "{".into(), what: What::Bad }),
+            1..5 => request(user),
+            _ => {
+                let alarm = &self.alarms[rng.usize(..self.alarms.len())];
+                let status = ["CLEARED", "WARNING", "CRITICAL"][rng.usize(..3)];
+                let payload = serde_json::json!({
+                    "AlarmID": alarm,
+                    "UserID": format!("user {user}"),
+                    "Status": status,
+                    "ChangedAt": format!("2026-01-01T00:00:0{}Z", rng.u32(..10)),
+                })
+                .to_string();
+                let Ok(Command::Apply(change)) = decode_change(payload.as_bytes()) else {
+                    panic!("a change")
+                };
+                Rc::new(Published { subject: CHANGED, payload, what: What::Change(change) })
+            }
+        };
+        self.history.push(published.clone());
+        self.put(published);
+    }
+
+    fn serve_any(&mut self, rng: &mut Rng) {
+        let links: Vec<u64> = self.server.links.keys().copied().collect();
+        if let Some(link) = rng.choice(&links) {
+            self.server.serve(*link, rng);
+        }
+    }
+
+    fn connect(&mut self, at: usize) {
+        let (is_stalled, now) = (self.is_stalled(at), self.server.now);
+        let instance = &mut self.instances[at];
+        if is_stalled || instance.link.is_some() || instance.no_link_until > self.step {
+            return;
+        }
+        self.links += 1;
+        self.server.connect(self.links);
+        instance.link = Some(self.links);
+        instance.buffer.clear();
+        instance.expects_fault = false;
+        instance.worker.on_link(SignIn::default(), now);
+        self.trace(|| format!("instance {at} connects"));
+    }
+
+    /// The server closes a connection, or dies. What has arrived is the instance's.
+    fn close(&mut self, at: usize, rng: &mut Rng) {
+        let (has_written, arriving) = (rng.bool(), rng.usize(..));
+        let Some(link) = self.instances[at].link else { return };
+        if has_written {
+            self.server.serve(link, rng);
+        }
+        if let Some(mut link) = self.server.links.remove(&link) {
+            let arriving = arriving % (link.to_client.len() + 1);
+            self.instances[at].buffer.extend(link.to_client.drain(..arriving));
+        }
+    }
+
+    /// The instance has given its connection up. Some of what it wrote last arrives later, and the server does not know.
+    fn lose_link(&mut self, at: usize, for_how_long: Duration) {
+        let now = self.server.now;
+        let instance = &mut self.instances[at];
+        let Some(link) = instance.link.take() else { return };
+        instance.buffer.clear();
+        instance.worker.on_link_lost(now);
+        let arriving = self.dice.draw(Stream::Loss, self.step).usize(..);
+        self.server.desert(link, arriving, for_how_long);
+        self.trace(|| format!("instance {at} has lost its link"));
+    }
+
+    fn crash(&mut self, at: usize, steps: u64) {
+        let arriving = self.dice.draw(Stream::Loss, self.step).usize(..);
+        if let Some(link) = self.instances[at].link {
+            self.server.desert(link, arriving, Duration::from_millis(20) * steps as u32);
+        }
+        self.instances[at] = self.instance();
+        self.instances[at].absent_until = self.step + steps;
+    }
+
+    fn leave(&mut self, at: usize) {
+        let now = self.server.now;
+        if !self.is_stalled(at) {
+            self.instances[at].is_leaving = true;
+            self.instances[at].worker.drain(now);
+        }
+    }
+
+    fn read(&mut self, at: usize, bytes_max: usize) {
+        let bytes_max = if self.dice.has(Fault::CutReads) { bytes_max } else { usize::MAX };
+        let (is_stalled, now) = (self.is_stalled(at), self.server.now);
+        let instance = &mut self.instances[at];
+        let Some(id) = instance.link.filter(|_| !is_stalled) else { return };
+        if !instance.worker.takes_bytes() {
+            return;
+        }
+        let mut link = self.server.links.get_mut(&id);
+        if let Some(link) = link.as_mut().filter(|_| self.hangs_until <= self.step) {
+            let bytes = link.to_client.len().min(bytes_max);
+            instance.buffer.extend(link.to_client.drain(..bytes));
+            if bytes > 0 {
+                instance.worker.heard(now);
+            }
+        }
+        let is_closed = link.is_none();
+        match instance.worker.receive(&instance.buffer, now) {
+            Ok(used) => drop(instance.buffer.drain(..used)),
+            Err(fault) => {
+                assert!(instance.expects_fault, "a fault that nobody caused: {fault}");
+                return self.lose_link(at, Duration::from_secs(1));
+            }
+        }
+        if is_closed && instance.worker.takes_bytes() {
+            self.lose_link(at, Duration::ZERO);
+        }
+    }
+
+    fn write(&mut self, at: usize, bytes_max: usize) {
+        let bytes_max = if self.dice.has(Fault::CutWrites) { bytes_max } else { usize::MAX };
+        let (is_stalled, now) = (self.is_stalled(at), self.server.now);
+        let instance = &mut self.instances[at];
+        let Some(id) = instance.link.filter(|_| !is_stalled) else { return };
+        let output = instance.worker.output();
+        let bytes = match self.server.links.get_mut(&id) {
+            None => output.len(),
+            Some(link) => {
+                let bytes = output.len().min(bytes_max);
+                link.to_server.extend_from_slice(&output[..bytes]);
+                bytes
+            }
+        };
+        if bytes > 0 {
+            instance.worker.wrote(bytes, now);
+        }
+    }
+}
+
+fn user(number: usize) -> UserId {
+    UserId(Id::new(&format!("user {number}")).expect("a valid id"))
+}
+
+fn request(number: usize) -> Rc<Published> {
+    let payload = format!(r#"{{"UserID":"user {number}"}}"#);
+    let Ok(Command::SendDigest(user)) = decode_request(payload.as_bytes()) else { panic!("a request") };
+    Rc::new(Published { subject: SEND, payload, what: What::Request(user) })
+}
