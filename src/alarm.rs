@@ -342,7 +342,7 @@ impl Command {
     }
 }
 
-/// What is news to one user: never empty, active alarms only, oldest first, ties by alarm id.
+/// What is news to one user: active alarms only, oldest first, ties by alarm id. Empty only as an answer to who asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Digest {
     /// Who is told.

@@ -10,6 +10,7 @@
 //! | [`book`] | the rules: what is due, and what is told |
 //! | `alarms` | one user's alarms, held densely |
 //! | [`message`] | JSON to words and back |
+//! | [`reply`] | where a request is to be answered, and what an answer looks like |
 //! | [`logic`] | what a driver sees of one core's logic, in either mode |
 //! | [`shard`] | one core's whole logic in memory mode: bytes and mail in, bytes and mail out; `shard/causal`: fences that make a digest miss nothing |
 //! | [`durable`] | the same in durable mode: the record of a user, its state machine, who is there to look after it, the worker |
@@ -47,6 +48,7 @@ pub mod logic;
 pub mod mesh;
 pub mod message;
 pub mod pace;
+pub mod reply;
 pub mod servers;
 pub mod shard;
 pub mod status;

@@ -16,6 +16,7 @@ use nats_wire::session::{Fault, Session, SignIn};
 
 use crate::alarm::Timestamp;
 use crate::durable::backlog::{Backlog, News, Room};
+use crate::histogram::Histogram;
 use crate::message::{Reason, Rejection};
 use crate::shard::{Mail, ShardId};
 
@@ -170,6 +171,13 @@ impl RefusalLog {
     }
 }
 
+/// In microseconds, up to 50 seconds.
+pub type Latency = Histogram<10, 21>;
+
+pub(crate) fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// What has happened so far.
 #[derive(Clone, Default, Debug)]
 pub struct Counters {
@@ -189,6 +197,12 @@ pub struct Counters {
     pub settled: u64,
     /// Publications that were written when a link broke before their fence had passed: they are written again.
     pub resent: u64,
+    /// Answers at the reply subject of a request, refusals of bad ones included.
+    pub answers: u64,
+    /// Requests that wanted an answer and got none: at a subject that we do not answer at, or too many at once.
+    pub unanswered: u64,
+    /// From a request to the proof that the server has its digest, in microseconds.
+    pub settle_latency: Latency,
     /// Dead letters that were sent without waiting for proof, because too much was waiting already.
     pub unproved: u64,
     /// Refusals of the server.
@@ -223,6 +237,7 @@ impl Counters {
     /// Adds another core's.
     pub fn add(&mut self, other: &Self) {
         self.backlog = self.backlog.or(other.backlog);
+        self.settle_latency.add(&other.settle_latency);
         self.rejected.iter_mut().zip(other.rejected).for_each(|(mine, other)| *mine += other);
         for (mine, other) in [
             (&mut self.changes, other.changes),
@@ -232,6 +247,8 @@ impl Counters {
             (&mut self.alarms_told, other.alarms_told),
             (&mut self.settled, other.settled),
             (&mut self.resent, other.resent),
+            (&mut self.answers, other.answers),
+            (&mut self.unanswered, other.unanswered),
             (&mut self.unproved, other.unproved),
             (&mut self.refused, other.refused),
             (&mut self.connected, other.connected),

@@ -231,6 +231,8 @@ fn summarize(mode: Mode, reports: &[Report]) -> ExitCode {
         alarms_told = all.alarms_told,
         mailed = all.mailed,
         settled = all.settled,
+        answers = all.answers,
+        unanswered = all.unanswered,
         resent = all.resent,
         unproved = all.unproved,
         refused = all.refused,

@@ -11,7 +11,7 @@
 //! server had taken before it.
 //!
 //! What is published is kept until a fence proves that the server has read it, and is sent again on the next
-//! connection until then.
+//! connection until then. A request that wants an answer gets it after that, by the same rule.
 //!
 //! Never: a socket, a thread, a clock, a log line. What the log should know is left in [`Logic::notices`].
 
@@ -26,8 +26,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::alarm::{AlarmId, Change, Command, Condition, Digest, Timestamp, UserId};
 use crate::book::Book;
-use crate::logic::{Counters, Logic, Notice, RejectionLog};
+use crate::logic::{Counters, Logic, Notice, RejectionLog, micros};
 use crate::message::{self, Rejection};
+use crate::reply::{Replies, ReplyTo};
 use causal::Causal;
 
 /// A shard's number, less than the number of shards.
@@ -74,8 +75,8 @@ pub struct Subjects {
 pub enum Mail {
     /// For the owner of its user.
     Apply(Change),
-    /// For the owner of the user, from the shard that read the request.
-    SendDigest(UserId, ShardId),
+    /// For the owner of its user.
+    SendDigest(Request),
     /// For every shard: this one waits for a fence of yours.
     Fence(ShardId),
     /// This shard's fence has passed; what it had read before came before this.
@@ -84,13 +85,31 @@ pub enum Mail {
     Last(ShardId),
 }
 
+/// Somebody asks for a user's digest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// Whose.
+    pub user: UserId,
+    /// The shard that read the request.
+    pub reader: ShardId,
+    /// When, in microseconds.
+    pub asked_at: u64,
+    /// Where a copy of the digest is to go.
+    pub reply: Option<ReplyTo>,
+}
+
+// Most mail is changes: they must not pay for what requests carry.
+const _: () = assert!(size_of::<Mail>() == size_of::<Change>());
+
 /// The logic of one core.
 ///
 /// `fenced <= written <= unsettled.len()`; `fence` is some ⇔ `fenced > 0`; no link ⇒ `written == 0`.
-/// `unsettled_bytes` is the sum of their `bytes()`, and exceeds its limit by one digest at most.
+/// `unsettled_bytes` is the sum of their `bytes()`, and exceeds its limit by one digest at most. `reply_bytes` is the sum of
+/// the reply subjects in `causal` and `postponed`, and never takes the two over that limit.
 pub struct Shard {
     id: ShardId,
     config: ShardConfig,
+    replies: Replies,
     book: Book,
     link: Option<Session>,
     /// Published, and not yet proved to have been read by the server; oldest first.
@@ -103,7 +122,8 @@ pub struct Shard {
     fence: Option<Fence>,
     causal: Causal,
     /// Whose digests wait until more is settled.
-    postponed: VecDeque<UserId>,
+    postponed: VecDeque<Request>,
+    reply_bytes: usize,
     /// When this has passed, the server has read our subscriptions.
     subscribed: Option<Fence>,
     /// One per shard; our own stays empty.
@@ -130,14 +150,25 @@ enum Drain {
 
 /// Something to publish.
 enum Publication {
-    Digest(Digest),
+    Digest(Told),
+    /// To who asked, of what is proved. Without alarms, if nothing was due.
+    Answer(Digest, ReplyTo),
     Rejected(DeadLetter),
+}
+
+/// A digest, and who asked for it. Without alarms it is told to nobody, and waits for its proof all the same.
+struct Told {
+    digest: Digest,
+    asked_at: u64,
+    reply: Option<ReplyTo>,
 }
 
 struct DeadLetter {
     is_change: bool,
     rejection: Rejection,
     payload: Box<[u8]>,
+    /// Where to say so, if it was to be a request.
+    reply: Option<ReplyTo>,
 }
 
 impl Publication {
@@ -145,14 +176,21 @@ impl Publication {
     fn bytes(&self) -> usize {
         size_of::<Self>()
             + match self {
-                Self::Digest(digest) => digest
-                    .alarms
-                    .iter()
-                    .map(|(id, _)| size_of::<(AlarmId, Condition)>() + id.0.heap_bytes())
-                    .sum(),
-                Self::Rejected(letter) => letter.payload.len() + letter.rejection.heap_bytes(),
+                Self::Digest(told) => alarm_bytes(&told.digest) + reply_bytes(&told.reply),
+                Self::Answer(digest, reply) => alarm_bytes(digest) + reply.bytes(),
+                Self::Rejected(letter) => {
+                    letter.payload.len() + letter.rejection.heap_bytes() + reply_bytes(&letter.reply)
+                }
             }
     }
+}
+
+fn alarm_bytes(digest: &Digest) -> usize {
+    digest.alarms.iter().map(|(id, _)| size_of::<(AlarmId, Condition)>() + id.0.heap_bytes()).sum()
+}
+
+fn reply_bytes(reply: &Option<ReplyTo>) -> usize {
+    reply.as_ref().map_or(0, ReplyTo::bytes)
 }
 
 /// Room for publications that is kept when there are none.
@@ -160,6 +198,10 @@ const UNSETTLED_KEPT: usize = 1024;
 
 const CHANGED_SID: u64 = 1;
 const SEND_SID: u64 = 2;
+
+/// Before the subject, in quotes, of what we may not publish. Source: nats-server, `client.pubPermissionViolation` in
+/// server/client.go.
+const PUBLISH_REFUSED: &str = "Permissions Violation for Publish to ";
 
 impl Shard {
     /// One of `shards`, without a link yet.
@@ -169,8 +211,10 @@ impl Shard {
     #[must_use]
     pub fn new(id: ShardId, shards: usize, config: ShardConfig) -> Self {
         assert!(id.0 < shards, "shard {} of {shards}", id.0);
+        let Subjects { changed, send, digest, rejected } = &config.subjects;
         Self {
             id,
+            replies: Replies::new([changed, send, digest, rejected].map(String::as_str)),
             config,
             book: Book::new(),
             link: None,
@@ -181,6 +225,7 @@ impl Shard {
             fence: None,
             causal: Causal::new(shards),
             postponed: VecDeque::new(),
+            reply_bytes: 0,
             subscribed: None,
             mail: (0..shards).map(|_| Vec::new()).collect(),
             mail_is_full: false,
@@ -206,13 +251,14 @@ impl Shard {
         self.subscribed = Some(link.fence(now));
     }
 
-    /// All that the server can refuse to us is something we cannot do without, but for dead letters: a digest that was
-    /// refused must not count as delivered, and without a subscription we are deaf. So the link is given up, and what is
-    /// not settled is sent again on the next one.
+    /// Without its subscriptions a shard is deaf, and a digest that was refused must not count as delivered. So the link is
+    /// given up, and what is not settled is sent again on the next one. What can be done without is anything else that the
+    /// server does not let us publish: a dead letter, or an answer, whose subject is a stranger's choice.
     fn on_refused(&mut self, text: &ErrText<'_>, now: Duration) -> Result<(), Fault> {
         self.counters.refused += 1;
         let text = text.to_string();
-        if !text.contains(&format!("\"{}\"", self.config.subjects.rejected)) {
+        let digest = format!("\"{}\"", self.config.subjects.digest);
+        if text.strip_prefix(PUBLISH_REFUSED).is_none_or(|subject| subject.starts_with(&digest)) {
             return Err(Fault::Refused(text));
         }
         if self.rejections.may_say(now) {
@@ -225,48 +271,67 @@ impl Shard {
         let is_change = message.sid_number() == Some(CHANGED_SID);
         let decode = if is_change { message::decode_change } else { message::decode_request };
         match decode(message.payload) {
-            Ok(command) => {
-                match command {
-                    Command::Apply(_) => self.counters.changes += 1,
-                    Command::SendDigest(_) => self.counters.requests += 1,
+            Ok(Command::Apply(change)) => {
+                self.counters.changes += 1;
+                match self.peer(&change.user) {
+                    None => self.book.apply(change),
+                    Some(owner) => self.send(owner, Mail::Apply(change)),
                 }
-                self.route(command);
             }
-            Err(rejection) => self.reject(is_change, rejection, message.payload, now),
+            Ok(Command::SendDigest(user)) => {
+                self.counters.requests += 1;
+                let request =
+                    Request { user, reader: self.id, asked_at: micros(now), reply: self.reply_of(message) };
+                match self.peer(&request.user) {
+                    None => self.on_request(request),
+                    Some(owner) => self.send(owner, Mail::SendDigest(request)),
+                }
+            }
+            Err(rejection) => {
+                let reply = if is_change { None } else { self.reply_of(message) };
+                self.reject(DeadLetter { is_change, rejection, payload: message.payload.into(), reply }, now);
+            }
         }
     }
 
-    fn route(&mut self, command: Command) {
-        let owner = owner(command.user(), self.mail.len());
-        if owner == self.id {
-            return match command {
-                Command::Apply(change) => self.book.apply(change),
-                Command::SendDigest(user) => self.ask(user, self.id),
-            };
-        }
+    fn reply_of(&mut self, message: &Message<'_>) -> Option<ReplyTo> {
+        let reply = self.replies.of(message, message.reply);
+        self.counters.unanswered += u64::from(reply.is_err());
+        reply.unwrap_or_default()
+    }
+
+    /// Who owns `user`, unless it is this shard.
+    fn peer(&self, user: &UserId) -> Option<ShardId> {
+        Some(owner(user, self.mail.len())).filter(|owner| *owner != self.id)
+    }
+
+    fn send(&mut self, owner: ShardId, mail: Mail) {
         self.counters.mailed += 1;
-        let mail = &mut self.mail[owner.0];
-        mail.push(match command {
-            Command::Apply(change) => Mail::Apply(change),
-            Command::SendDigest(user) => Mail::SendDigest(user, self.id),
-        });
-        self.mail_is_full |= mail.len() >= self.config.mail_max;
+        let mails = &mut self.mail[owner.0];
+        mails.push(mail);
+        self.mail_is_full |= mails.len() >= self.config.mail_max;
     }
 
-    fn ask(&mut self, user: UserId, reader: ShardId) {
+    fn on_request(&mut self, mut request: Request) {
+        let bytes = reply_bytes(&request.reply);
+        if bytes > 0 && self.unsettled_bytes + self.reply_bytes + bytes > self.config.unsettled_bytes_max {
+            self.counters.unanswered += 1;
+            request.reply = None;
+        }
+        self.reply_bytes += reply_bytes(&request.reply);
         // On one connection the server keeps the order.
         if self.config.is_eager || self.mail.len() == 1 {
-            self.answer(user)
+            self.answer(request);
         } else {
-            self.causal.ask(user, reader)
+            self.causal.ask(request);
         }
     }
 
-    fn answer(&mut self, user: UserId) {
+    fn answer(&mut self, request: Request) {
         if self.is_full() {
-            return self.postponed.push_back(user);
+            return self.postponed.push_back(request);
         }
-        self.send_digest(&user);
+        self.send_digest(request);
     }
 
     /// Begins what rounds and fences are due.
@@ -304,29 +369,39 @@ impl Shard {
     }
 
     fn answer_what_passed(&mut self) {
-        for user in self.causal.passed() {
-            self.answer(user);
+        for request in self.causal.passed() {
+            self.answer(request);
         }
     }
 
-    fn send_digest(&mut self, user: &UserId) {
-        if let Some(digest) = self.book.take_digest(user) {
+    fn send_digest(&mut self, Request { user, asked_at, reply, .. }: Request) {
+        self.reply_bytes -= reply_bytes(&reply);
+        if let Some(digest) = self.book.take_digest(&user) {
             self.counters.digests += 1;
             self.counters.alarms_told += digest.alarms.len() as u64;
-            self.publish(Publication::Digest(digest));
+            self.publish(Publication::Digest(Told { digest, asked_at, reply }));
+        } else if reply.is_some() {
+            // A digest before it may have told of what was due, and may yet be refused.
+            let digest = Digest { user, alarms: Vec::new() };
+            self.publish(Publication::Digest(Told { digest, asked_at, reply }));
         }
+    }
+
+    fn publish_answer(&mut self, digest: Digest, reply: ReplyTo) {
+        self.counters.answers += 1;
+        self.publish(Publication::Answer(digest, reply));
     }
 
     fn is_full(&self) -> bool {
         self.unsettled_bytes >= self.config.unsettled_bytes_max
     }
 
-    fn reject(&mut self, is_change: bool, rejection: Rejection, payload: &[u8], now: Duration) {
-        self.counters.rejected[rejection.reason as usize] += 1;
+    fn reject(&mut self, letter: DeadLetter, now: Duration) {
+        self.counters.rejected[letter.rejection.reason as usize] += 1;
+        self.counters.answers += u64::from(letter.reply.is_some());
         let subjects = &self.config.subjects;
-        let subject = if is_change { &subjects.changed } else { &subjects.send };
-        self.notices.extend(self.rejections.note(subject, &rejection, now));
-        let letter = DeadLetter { is_change, rejection, payload: payload.into() };
+        let subject = if letter.is_change { &subjects.changed } else { &subjects.send };
+        self.notices.extend(self.rejections.note(subject, &letter.rejection, now));
         if !self.is_full() {
             return self.publish(Publication::Rejected(letter));
         }
@@ -341,21 +416,13 @@ impl Shard {
         self.unsettled.push_back(publication);
     }
 
-    fn on_passed(&mut self, fence: Fence) {
+    fn on_passed(&mut self, fence: Fence, now: Duration) {
         if self.fence == Some(fence) {
-            let settled: usize =
-                self.unsettled.drain(..self.fenced).map(|publication| publication.bytes()).sum();
-            self.unsettled_bytes -= settled;
-            self.counters.settled += self.fenced as u64;
-            self.written -= self.fenced;
-            (self.fenced, self.fence) = (0, None);
-            if self.unsettled.is_empty() {
-                self.unsettled.shrink_to(UNSETTLED_KEPT);
-            }
+            self.settle(now);
             while !self.is_full()
-                && let Some(user) = self.postponed.pop_front()
+                && let Some(request) = self.postponed.pop_front()
             {
-                self.send_digest(&user);
+                self.send_digest(request);
             }
         }
         let owners = self.causal.on_passed(fence);
@@ -367,6 +434,29 @@ impl Shard {
         }
         if self.drain == Drain::Reading(fence) {
             self.on_all_read();
+        }
+    }
+
+    /// All that stands before the fence is proved.
+    fn settle(&mut self, now: Duration) {
+        let settled = std::mem::take(&mut self.fenced);
+        self.fence = None;
+        self.written -= settled;
+        self.counters.settled += settled as u64;
+        for _ in 0..settled {
+            let publication = self.unsettled.pop_front().expect("what is fenced is not settled");
+            self.unsettled_bytes -= publication.bytes();
+            if let Publication::Digest(Told { digest, asked_at, reply }) = publication {
+                if !digest.alarms.is_empty() {
+                    self.counters.settle_latency.observe(micros(now).saturating_sub(asked_at));
+                }
+                if let Some(reply) = reply {
+                    self.publish_answer(digest, reply);
+                }
+            }
+        }
+        if self.unsettled.is_empty() {
+            self.unsettled.shrink_to(UNSETTLED_KEPT);
         }
     }
 
@@ -414,7 +504,7 @@ impl Logic for Shard {
             match event {
                 None => break,
                 Some(Event::Message(message)) => self.on_message(&message, now),
-                Some(Event::Passed(fence)) => self.on_passed(fence),
+                Some(Event::Passed(fence)) => self.on_passed(fence, now),
                 Some(Event::Ready) => self.on_ready(now),
                 Some(Event::Info) => self.notices.push(Notice::Info),
                 Some(Event::Refused(text)) => self.on_refused(&text, now)?,
@@ -426,7 +516,7 @@ impl Logic for Shard {
     fn on_mail(&mut self, mail: Mail) {
         match mail {
             Mail::Apply(change) => self.book.apply(change),
-            Mail::SendDigest(user, reader) => self.ask(user, reader),
+            Mail::SendDigest(request) => self.on_request(request),
             Mail::Fence(owner) => self.causal.want(owner),
             Mail::Passed(shard) => self.causal.pass(shard),
             Mail::Last(shard) => {
@@ -558,19 +648,24 @@ fn write(
     now: Duration,
 ) {
     match publication {
-        Publication::Digest(digest) => {
+        Publication::Digest(told) if told.digest.alarms.is_empty() => {}
+        Publication::Digest(told) => {
             scratch.clear();
             let subject = Subject::new(&subjects.digest).expect("checked with the configuration");
-            for range in message::encode_digest(digest, max_payload(link), scratch) {
+            for range in message::encode_digest(&told.digest, max_payload(link), scratch) {
                 link.publish(subject, &scratch[range], now);
             }
             scratch.shrink_to(SCRATCH_BYTES_KEPT);
         }
+        Publication::Answer(digest, reply) => reply.answer(digest, false, max_payload(link), link, now),
         Publication::Rejected(letter) => write_dead_letter(letter, link, subjects, now),
     }
 }
 
 fn write_dead_letter(letter: &DeadLetter, link: &mut Session, subjects: &Subjects, now: Duration) {
+    if let Some(reply) = &letter.reply {
+        reply.refuse(&letter.rejection, link, now);
+    }
     let rejected = Subject::new(&subjects.rejected).expect("checked with the configuration");
     let (payload, max_payload) = (&letter.payload, max_payload(link));
     if !link.info().is_some_and(|info| info.headers) {

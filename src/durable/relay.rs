@@ -5,7 +5,7 @@
 //! PUB  AD.member.fedcba9876543210           ask 0123456789abcdef 7
 //! HPUB AD.member.fedcba9876543210 <inbox>.relay.fedcba9876543210.AD_IN.digest.1.4.4.1795508339348976653.2
 //!      Alarm-Digest-Ack: $JS.ACK.AD_IN.digest.1.4.4.1795508339348976653.2
-//!      Alarm-Digest-Subject: AlarmStatusChanged
+//!      Alarm-Digest-Subject: AlarmStatusChanged       and a request's Alarm-Digest-Reply, if it has one
 //!                                           {"UserID":…}
 //! ```
 //!
@@ -24,6 +24,7 @@ use nats_wire::{Header, HeaderBlock, Message, Sid, Subject, SubjectFilter};
 
 use crate::alarm::UserId;
 use crate::durable::members::{MEMBER_BYTES, Member, Members, Place, Said};
+use crate::reply::REPLY;
 
 /// One member's link to the others.
 #[derive(Debug)]
@@ -151,8 +152,9 @@ impl Relay {
         else {
             return false;
         };
-        let headers = [ack_header, subject_header];
-        let headers = HeaderBlock::new(&headers);
+        let reply = message.headers.and_then(|headers| Header::new(REPLY, headers.get(REPLY)?).ok());
+        let headers = [ack_header, subject_header, reply.unwrap_or(ack_header)];
+        let headers = HeaderBlock::new(if reply.is_some() { &headers } else { &headers[..2] });
         let max_payload = link.info().map_or(0, |info| info.max_payload);
         if (headers.encoded_len() + message.payload.len()) as u64 > max_payload {
             return false;
@@ -237,7 +239,7 @@ fn relayed<'a>(message: &Message<'a>) -> Option<Delivery<'a>> {
     let headers = message.headers?;
     let ack = AckSubject::parse(headers.get(ACK)?)?;
     let subject = headers.get(SUBJECT)?;
-    let message = Message { subject, reply: Some(ack.subject().as_bytes()), headers: None, ..*message };
+    let message = Message { subject, reply: Some(ack.subject().as_bytes()), ..*message };
     Some(Delivery { message, ack })
 }
 

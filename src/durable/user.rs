@@ -243,6 +243,12 @@ impl<A> User<A> {
         &mut self.refused
     }
 
+    /// While a digest is under way: whether it could not hold all that was due, the requests that it was decided for, and
+    /// those whose turn has not come.
+    pub(crate) fn asking_mut(&mut self) -> (bool, &mut [A], &[A]) {
+        (self.is_part, &mut self.requests.under_way, &self.requests.next)
+    }
+
     /// What would acknowledge all that waits, in no order.
     pub(crate) fn waiting_mut(&mut self) -> impl Iterator<Item = &mut A> {
         let Self { changes, requests, told, acknowledged, .. } = self;

@@ -25,15 +25,16 @@ use nats_wire::session::{Event, Fault, Fence, Session, SessionConfig, SignIn};
 use nats_wire::{Header, Message, Sid, Subject, encode};
 use slab::Slab;
 
-use crate::alarm::{Command, Timestamp, UserId};
+use crate::alarm::{Command, Digest, Timestamp, UserId};
 
 use crate::durable::backlog::{Backlog, BacklogLog, LOOK_EVERY, ROOMS, Room};
 use crate::durable::members::Member;
 use crate::durable::record::{Nonce, token};
 use crate::durable::relay::{Came, Relay};
 use crate::durable::user::{Done, Operation, Pending, Refusal, Refused, User, UserLimits};
-use crate::logic::{Counters, Logic, Notice, RefusalLog, RejectionLog};
+use crate::logic::{Counters, Logic, Notice, RefusalLog, RejectionLog, micros};
 use crate::message::{self, Reason, Rejection};
+use crate::reply::{Replies, ReplyTo};
 
 /// What every worker of an instance has in common.
 #[derive(Clone, Debug)]
@@ -90,7 +91,18 @@ pub struct Names {
 }
 
 /// What it takes to acknowledge a message.
-type AckTo = Box<[u8]>;
+#[derive(Debug)]
+struct AckTo {
+    subject: Box<[u8]>,
+    /// Of a request that its digest has not settled yet.
+    asked: Option<Box<Asked>>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    at: Duration,
+    reply: Option<ReplyTo>,
+}
 
 /// What a reply is about.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +124,7 @@ enum Tag {
 pub struct Worker {
     config: WorkerConfig,
     names: CheckedNames,
+    replies: Replies,
     link: Option<Session>,
     /// When this has passed, the server has read our subscriptions.
     subscribed: Option<Fence>,
@@ -151,8 +164,6 @@ struct Slot {
     id: UserId,
     token: String,
     user: User<AckTo>,
-    /// The digest under way, where the stream does not republish it.
-    digest: Vec<u8>,
     /// Alarms in the digest under way.
     digest_alarms: usize,
     is_waiting: bool,
@@ -262,6 +273,7 @@ impl Worker {
             output: config.names.output.clone(),
         };
         Self {
+            replies: replies(&config.names),
             names,
             link: None,
             subscribed: None,
@@ -456,7 +468,9 @@ impl Worker {
                 &mut self.counters.changes
             }
             Command::SendDigest(_) => {
-                at.user.on_request(ack_to(delivery));
+                let reply = self.reply_of(message);
+                let asked = Some(Box::new(Asked { at: now, reply }));
+                self.users[slot].user.on_request(AckTo { asked, ..ack_to(delivery) });
                 &mut self.counters.requests
             }
         };
@@ -471,10 +485,17 @@ impl Worker {
         let Some(slot) = self.by_id.get(user) else { return false };
         let ack = &delivery.ack;
         let held = self.users[*slot].user.waiting_mut().find(|held| {
-            AckSubject::parse(held)
+            AckSubject::parse(&held.subject)
                 .is_some_and(|held| (held.stream_sequence, held.stream) == (ack.stream_sequence, ack.stream))
         });
-        held.map(|held| *held = ack_to(delivery)).is_some()
+        held.map(|held| held.subject = ack_to(delivery).subject).is_some()
+    }
+
+    /// The reply subject itself is the stream's.
+    fn reply_of(&mut self, message: &Message<'_>) -> Option<ReplyTo> {
+        let reply = self.replies.of(message, None);
+        self.counters.unanswered += u64::from(reply.is_err());
+        reply.unwrap_or_default()
     }
 
     fn obey(&mut self, rejection: Option<Rejection>, delivery: &Delivery<'_>, now: Duration) {
@@ -497,7 +518,7 @@ impl Worker {
         now: Duration,
     ) {
         for Refused { ack, bytes } in refused {
-            match at_hand.filter(|delivery| *ack == *delivery.ack.subject().as_bytes()) {
+            match at_hand.filter(|delivery| *ack.subject == *delivery.ack.subject().as_bytes()) {
                 Some(delivery) => {
                     self.open -= 1;
                     let rejection = too_large(&self.users[slot].id, bytes, self.limits().record_bytes_max);
@@ -529,7 +550,6 @@ impl Worker {
             id: id.clone(),
             token: token(id),
             user: User::new(id.clone()),
-            digest: Vec::new(),
             digest_alarms: 0,
             is_waiting: false,
             verdict: None,
@@ -570,9 +590,32 @@ impl Worker {
                 self.condemn(slot, Some(rejection), unacknowledged, now);
             }
         }
-        let acknowledged = std::mem::take(self.users[slot].user.acknowledged());
-        self.answer_all(acknowledged, Ack::Done, now);
+        self.acknowledge(slot, now);
         std::mem::take(self.users[slot].user.refused())
+    }
+
+    /// Acknowledges what is done, and answers the requests that no digest has answered: nothing was due.
+    fn acknowledge(&mut self, slot: usize, now: Duration) {
+        let mut acknowledged = std::mem::take(self.users[slot].user.acknowledged());
+        for reply in acknowledged.iter_mut().filter_map(|ack| ack.asked.take()?.reply) {
+            let digest = Digest { user: self.users[slot].id.clone(), alarms: Vec::new() };
+            self.reply(&reply, &digest, false, now);
+        }
+        self.answer_all(acknowledged, Ack::Done, now);
+    }
+
+    /// Answers at `reply`, if there is room: whoever asks can ask again.
+    fn reply(&mut self, reply: &ReplyTo, digest: &Digest, has_more: bool, now: Duration) {
+        let has_room = self.takes_bytes();
+        match self.link.as_mut().filter(|link| has_room && link.is_ready()) {
+            Some(link) => {
+                self.counters.answers += 1;
+                let max_payload = usize::try_from(link.info().map_or(0, |info| info.max_payload));
+                let max_payload = max_payload.unwrap_or(usize::MAX).min(encode::PAYLOAD_BYTES_MAX);
+                reply.answer(digest, has_more, max_payload, link, now);
+            }
+            None => self.counters.unanswered += 1,
+        }
     }
 
     fn limits(&self) -> UserLimits {
@@ -636,11 +679,7 @@ impl Worker {
                     let unacknowledged = at.user.give_up();
                     return self.condemn(slot, None, unacknowledged, now);
                 }
-                at.digest.clear();
                 at.digest_alarms = digest.alarms.len();
-                if !self.config.is_republished {
-                    at.digest.extend_from_slice(&self.scratch);
-                }
             }
         }
     }
@@ -681,6 +720,9 @@ impl Worker {
             Ok(done) => {
                 match (pending, &done) {
                     (Pending::Send(_), Done::Written(_)) => self.on_sent(slot, now),
+                    (Pending::LastSent(nonce), Done::LastSent(Some((_, sent)))) if nonce == *sent => {
+                        self.on_settled(slot, now);
+                    }
                     (Pending::Load, Done::Loaded(None)) => self.strangers = self.strangers.saturating_add(1),
                     (Pending::Load, _) => self.strangers = 0,
                     _ => {}
@@ -703,12 +745,44 @@ impl Worker {
     fn on_sent(&mut self, slot: usize, now: Duration) {
         self.counters.digests += 1;
         self.counters.alarms_told += self.users[slot].digest_alarms as u64;
-        let digest = std::mem::take(&mut self.users[slot].digest);
-        if !digest.is_empty() {
-            // The stream does not do it. Only here, after our own publish: never when somebody else may have.
+        if !self.config.is_republished {
+            // Only here, after our own publish: never when somebody else may have.
+            self.scratch.clear();
+            message::encode_digest(&self.digest_sent(slot), usize::MAX, &mut self.scratch);
             let subject = Subject::new(&self.config.names.digest).expect("checked with the configuration");
-            self.link.as_mut().expect("a reply came on it").publish(subject, &digest, now);
+            self.link.as_mut().expect("a reply came on it").publish(subject, &self.scratch, now);
         }
+        self.on_settled(slot, now);
+    }
+
+    /// The digest is in the output stream, whoever put it there: says so to those who wait for it. A request that it was not
+    /// decided for has an answer of its own to come, but may be here for another time, and then it was.
+    fn on_settled(&mut self, slot: usize, now: Duration) {
+        let (is_part, under_way, next) = self.users[slot].user.asking_mut();
+        let mut replies: Vec<(ReplyTo, bool)> = Vec::new();
+        for asked in next.iter().filter_map(|ack| ack.asked.as_ref()) {
+            replies.extend(asked.reply.clone().map(|reply| (reply, true)));
+        }
+        for ack in under_way {
+            if is_part {
+                replies.extend(
+                    ack.asked.as_ref().and_then(|asked| asked.reply.clone()).map(|reply| (reply, true)),
+                );
+            } else if let Some(asked) = ack.asked.take() {
+                self.counters.settle_latency.observe(micros(now.saturating_sub(asked.at)));
+                replies.extend(asked.reply.map(|reply| (reply, false)));
+            }
+        }
+        if !replies.is_empty() {
+            let digest = self.digest_sent(slot);
+            replies.iter().for_each(|(reply, has_more)| self.reply(reply, &digest, *has_more, now));
+        }
+    }
+
+    /// It leaves the record with the next store.
+    fn digest_sent(&self, slot: usize) -> Digest {
+        let record = self.users[slot].user.record().expect("only what is loaded is sent");
+        record.outbox().expect("what is being sent is in the record").1
     }
 
     fn conclude(&mut self, slot: usize, done: Done, now: Duration) {
@@ -723,8 +797,7 @@ impl Worker {
             self.condemn(slot, Some(rejection), unacknowledged, now);
         }
         if is_unknown {
-            let acknowledged = std::mem::take(self.users[slot].user.acknowledged());
-            self.answer_all(acknowledged, Ack::Done, now);
+            self.acknowledge(slot, now);
             self.wait(slot, now + PAUSE);
         } else {
             self.advance(slot, now);
@@ -739,14 +812,20 @@ impl Worker {
 
     fn reject(&mut self, message: &Message<'_>, rejection: &Rejection, ack: AckTo, now: Duration) {
         // It comes again, and is counted then.
+        let is_request = kind_of(message.subject, &self.config.names) == Some(Kind::Send);
+        let reply = if is_request { self.reply_of(message) } else { None };
         let Some(link) = self.link.as_mut().filter(|link| link.is_ready()) else { return };
+        if let Some(reply) = reply {
+            self.counters.answers += 1;
+            reply.refuse(rejection, link, now);
+        }
         let subject =
             message.subject[..message.subject.len().min(SUBJECT_BYTES_MAX)].escape_ascii().to_string();
         self.counters.rejected[rejection.reason as usize] += 1;
         self.notices.extend(self.rejections.note(&subject, rejection, now));
         self.open += 1;
         let max_payload = link.info().map_or(usize::MAX, |info| info.max_payload as usize);
-        let sequence = AckSubject::parse(&ack).map_or(0, |ack| ack.stream_sequence).to_string();
+        let sequence = AckSubject::parse(&ack.subject).map_or(0, |ack| ack.stream_sequence).to_string();
         let (detail, size) = (rejection.to_string(), message.payload.len().to_string());
         let header = |name, value| Header::new(name, value).expect("a name of ours, and printable ASCII");
         let id = format!("{}:{sequence}", self.names.input);
@@ -782,7 +861,7 @@ impl Worker {
         // Without a link they come again.
         let Some(link) = self.link.as_mut().filter(|link| link.is_ready()) else { return };
         for ack in acks {
-            AckSubject::parse(&ack).expect("it was one when it came").send(link, answer, now);
+            AckSubject::parse(&ack.subject).expect("it was one when it came").send(link, answer, now);
             self.counters.settled += u64::from(answer == Ack::Done);
         }
     }
@@ -834,7 +913,14 @@ fn name_of(name: &str) -> Name<'_> {
 }
 
 fn ack_to(delivery: &Delivery<'_>) -> AckTo {
-    delivery.ack.subject().as_bytes().into()
+    AckTo { subject: delivery.ack.subject().as_bytes().into(), asked: None }
+}
+
+/// All that streams and members read or write, where it does not begin with `$`.
+fn replies(names: &Names) -> Replies {
+    let Names { changed, send, digest, dead, output_prefix, member_prefix, .. } = names;
+    let ours = [changed, send, digest, dead, output_prefix, member_prefix];
+    Replies::new(ours.into_iter().chain(&names.api_prefix).map(String::as_str))
 }
 
 /// By the name itself, or by what a mapping of the server that splits a subject makes of it: the name, a dot, a number. None

@@ -20,22 +20,22 @@
 
 use nats_wire::session::Fence;
 
-use super::ShardId;
-use crate::alarm::UserId;
+use super::{Request, ShardId};
 
 /// The rounds of one shard: its own as an owner, and its part in those of others.
 ///
 /// `round` is empty ⇔ nobody is awaited.
 #[derive(Debug)]
 pub(super) struct Causal {
-    /// Whose digests wait for the next round. Each stands in it a few times at most: sorted and cleaned whenever it has grown
-    /// to `cleaned_at`, since a round may take as long as a server that hangs, and one digest answers all requests before it.
-    asked: Vec<UserId>,
+    /// What waits for the next round. Each user stands in it a few times at most, apart from requests that want an answer:
+    /// sorted and cleaned whenever it has grown to `cleaned_at`, since a round may take as long as a server that hangs, and
+    /// one digest answers all requests before it.
+    asked: Vec<Request>,
     cleaned_at: usize,
     /// Who read them.
     readers: Readers,
-    /// Whose digests wait for this one.
-    round: Vec<UserId>,
+    /// What waits for this one.
+    round: Vec<Request>,
     /// Which shards have not passed yet, by their number.
     awaited: Vec<bool>,
     /// Owners that wait for our next fence.
@@ -67,17 +67,17 @@ impl Causal {
         }
     }
 
-    /// A request for `user` came to `reader`.
-    pub(super) fn ask(&mut self, user: UserId, reader: ShardId) {
+    /// A request came.
+    pub(super) fn ask(&mut self, request: Request) {
         if self.asked.is_empty() {
-            self.readers = Readers::One(reader);
-        } else if self.readers != Readers::One(reader) {
+            self.readers = Readers::One(request.reader);
+        } else if self.readers != Readers::One(request.reader) {
             self.readers = Readers::Several;
         }
-        self.asked.push(user);
+        self.asked.push(request);
         if self.asked.len() >= self.cleaned_at {
-            self.asked.sort_unstable();
-            self.asked.dedup();
+            self.asked.sort_by(|a, b| a.user.cmp(&b.user));
+            self.asked.dedup_by(|later, first| later.reply.is_none() && later.user == first.user);
             self.cleaned_at = (2 * self.asked.len()).max(CLEANED_AT_MIN);
         }
     }
@@ -103,8 +103,8 @@ impl Causal {
         self.awaited[shard.0] = false;
     }
 
-    /// Whose digests may be taken now.
-    pub(super) fn passed(&mut self) -> Vec<UserId> {
+    /// What may be answered now.
+    pub(super) fn passed(&mut self) -> Vec<Request> {
         if self.awaited.contains(&true) { Vec::new() } else { std::mem::take(&mut self.round) }
     }
 

@@ -71,6 +71,11 @@ fn request(user: &str) -> String {
     msg(2, &format!(r#"{{"UserID":"{user}"}}"#))
 }
 
+/// A request that wants its answer at `reply`.
+fn request_for(user: &str, reply: &str) -> String {
+    request(user).replacen("send 2 ", &format!("send 2 {reply} "), 1)
+}
+
 const DIGEST: &str = "PUB digest 112\r\n{\"UserID\":\"ann\",\"ActiveAlarms\":[{\"AlarmID\":\"disk\",\"Status\":\"WARNING\",\
                       \"LatestChangedAt\":\"2026-01-01T00:00:00Z\"}]}\r\nPING\r\n";
 
@@ -127,7 +132,7 @@ fn a_users_messages_go_to_the_owner_in_order() {
     let theirs = theirs.expect("half of all names");
     assert_eq!(told(&mut shard, &[&change(&theirs, "disk"), &request(&theirs)]), "");
     let mail: Vec<Mail> = mail_for(&mut shard).drain(..).collect();
-    assert!(matches!(mail[..], [Mail::Apply(_), Mail::SendDigest(_, ShardId(0))]));
+    assert!(matches!(mail[..], [Mail::Apply(_), Mail::SendDigest(Request { reader: ShardId(0), .. })]));
 }
 
 #[test]
@@ -150,7 +155,8 @@ fn full_mail_holds_back_messages_but_not_a_handshake() {
 fn without_a_link_mail_is_taken_up_to_a_limit() {
     let mut shard = Shard::new(ShardId(0), 1, ShardConfig { unsettled_bytes_max: 1, ..config() });
     assert!(shard.takes_mail());
-    mail_ann(&mut shard);
+    shard.on_mail(mailed_change("ann", "disk"));
+    shard.on_mail(mailed_request("ann", 0, None));
     assert!(!shard.takes_mail());
     shard.on_link(SignIn::default(), NOW);
     told(&mut shard, &[INFO, "PONG\r\n"]);
@@ -254,20 +260,27 @@ fn draining_unsubscribes_takes_what_is_on_its_way_and_settles_it() {
     assert!(shard.is_drained());
 }
 
-/// A change and a request that the last shard read.
-fn mail_ann(shard: &mut Shard) {
-    let change = message::decode_change(change("ann", "disk").lines().nth(1).expect("a payload").as_bytes());
-    let Ok(Command::Apply(change)) = change else { panic!("expected a change, got {change:?}") };
-    let (user, reader) = (change.user.clone(), ShardId(shard.mail.len() - 1));
-    shard.on_mail(Mail::Apply(change));
-    shard.on_mail(Mail::SendDigest(user, reader));
-}
-
 /// A shard whose user somebody else read a request for.
 fn asked(shards: usize) -> Shard {
     let mut shard = ready(shards);
-    mail_ann(&mut shard);
+    shard.on_mail(mailed_change("ann", "disk"));
+    shard.on_mail(mailed_request("ann", shards - 1, None));
     shard
+}
+
+fn mailed_change(user: &str, alarm: &str) -> Mail {
+    match message::decode_change(change(user, alarm).lines().nth(1).expect("a payload").as_bytes()) {
+        Ok(Command::Apply(change)) => Mail::Apply(change),
+        other => panic!("not a change: {other:?}"),
+    }
+}
+
+/// A request that the shard `reader` read.
+fn mailed_request(user: &str, reader: usize, reply: Option<&str>) -> Mail {
+    let message = Message { subject: b"", sid: b"", reply: None, headers: None, payload: b"" };
+    let reply = Replies::new([]).of(&message, reply.map(str::as_bytes)).expect("a good subject");
+    let user = UserId(Id::new(user).expect("a valid id"));
+    Mail::SendDigest(Request { user, reader: ShardId(reader), asked_at: 0, reply })
 }
 
 #[test]
@@ -304,7 +317,7 @@ fn who_read_all_requests_of_a_round_is_not_waited_for() {
 fn requests_that_come_during_a_round_wait_for_the_next() {
     let mut shard = asked(3);
     told(&mut shard, &[]);
-    shard.on_mail(Mail::SendDigest(UserId(Id::new("bob").expect("a valid id")), ShardId(2)));
+    shard.on_mail(mailed_request("bob", 2, None));
     shard.on_mail(Mail::Passed(ShardId(1)));
     mail_for(&mut shard).clear();
     assert_eq!(told(&mut shard, &["PONG\r\n"]), format!("PING\r\n{DIGEST}"));
@@ -352,6 +365,135 @@ fn who_is_eager_does_not_wait() {
     let ours = (0..).map(|number| format!("user {number}")).find(|name| owner_of(name, 2) == ShardId(0));
     let ours = ours.expect("half of all names");
     assert!(told(&mut shard, &[&change(&ours, "disk"), &request(&ours)]).starts_with("PUB digest"));
+}
+
+/// The digest as it is published to `subject`.
+fn published_to(subject: &str) -> String {
+    DIGEST.replacen("digest", subject, 1)
+}
+
+#[test]
+fn a_request_is_answered_with_the_digest_once_that_is_proved() {
+    let mut shard = ready(1);
+    let asks = request_for("ann", "_INBOX.a");
+    assert_eq!(told(&mut shard, &[&change("ann", "disk"), &asks]), DIGEST);
+    assert_eq!(told(&mut shard, &[]), "", "not proved");
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), published_to("_INBOX.a"));
+    assert_eq!(shard.unsettled(), 1, "the answer is not proved");
+    told(&mut shard, &["PONG\r\n"]);
+    assert_eq!((shard.unsettled(), shard.counters().answers), (0, 1));
+}
+
+#[test]
+fn where_nothing_is_due_the_answer_has_no_alarms() {
+    let mut shard = ready(1);
+    let nothing = "PUB _INBOX.a 34\r\n{\"UserID\":\"ann\",\"ActiveAlarms\":[]}\r\nPING\r\n";
+    assert_eq!(
+        told(&mut shard, &[&request_for("ann", "_INBOX.a")]),
+        "PING\r\n",
+        "what was told may be refused yet"
+    );
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), nothing);
+    assert_eq!(shard.counters().settle_latency.count(), 0);
+}
+
+#[test]
+fn a_reply_travels_with_its_request_to_the_owner_and_waits_for_the_fences() {
+    let mut shard = ready(2);
+    let theirs = (0..).map(|number| format!("user {number}")).find(|name| owner_of(name, 2) == ShardId(1));
+    let theirs = theirs.expect("half of all names");
+    told(&mut shard, &[&request_for(&theirs, "_INBOX.a")]);
+    assert_eq!(
+        mail_for(&mut shard).drain(..).collect::<Vec<_>>(),
+        [mailed_request(&theirs, 0, Some("_INBOX.a"))]
+    );
+
+    let mut shard = ready(2);
+    shard.on_mail(mailed_change("ann", "disk"));
+    shard.on_mail(mailed_request("ann", 1, Some("_INBOX.a")));
+    assert_eq!(told(&mut shard, &[]), "PING\r\n");
+    shard.on_mail(Mail::Passed(ShardId(1)));
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), DIGEST);
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), published_to("_INBOX.a"));
+}
+
+#[test]
+fn an_answer_is_sent_again_like_a_digest_until_it_is_proved() {
+    let mut shard = ready(1);
+    told(&mut shard, &[&change("ann", "disk"), &request_for("ann", "_INBOX.a")]);
+    told(&mut shard, &["PONG\r\n"]);
+    shard.on_link(SignIn::default(), NOW);
+    let again = told(&mut shard, &[INFO, "PONG\r\n"]);
+    assert!(again.ends_with(&published_to("_INBOX.a")) && !again.contains("PUB digest"), "{again}");
+}
+
+#[test]
+fn a_bad_request_is_answered_with_an_error() {
+    let mut shard = ready(1);
+    let refusal = "HPUB _INBOX.a 134 134\r\nNATS/1.0\r\nNats-Service-Error: expected a JSON object: EOF while parsing an \
+                   object at line 1 column 1\r\nNats-Service-Error-Code: 400\r\n\r\n\r\nHPUB rejected";
+    let bad = msg(2, "{").replacen("send 2 ", "send 2 _INBOX.a ", 1);
+    let answer = told(&mut shard, &[&bad]);
+    assert!(answer.starts_with(refusal), "{answer}");
+    let bad = msg(1, "{").replacen("changed 1 ", "changed 1 _INBOX.a ", 1);
+    let answer = told(&mut shard, &[&bad]);
+    assert!(!answer.contains("_INBOX"), "only requests are answered: {answer}");
+}
+
+#[test]
+fn an_answer_larger_than_one_payload_says_in_all_its_parts_but_the_last_that_there_is_more() {
+    let mut shard = ready(1);
+    let alarms: Vec<String> = (0..30).map(|number| change("ann", &format!("{number:0250}"))).collect();
+    let alarms: Vec<&str> = alarms.iter().map(String::as_str).collect();
+    told(&mut shard, &alarms);
+    told(&mut shard, &[&request_for("ann", "_INBOX.a")]);
+    let answer = told(&mut shard, &["PONG\r\n"]);
+    let lines: Vec<&str> = answer.lines().filter(|line| line.contains("PUB _INBOX.a")).collect();
+    assert!(
+        matches!(lines[..], [first, second, last] if first.starts_with('H') && second.starts_with('H') && last.starts_with('P')),
+        "{lines:?}"
+    );
+    assert_eq!(answer.matches("Alarm-Digest-More: true\r\n").count(), 2);
+    let sizes =
+        lines.iter().map(|line| line.rsplit(' ').next().expect("a size").parse::<usize>().expect("a number"));
+    assert!(sizes.into_iter().all(|size| size <= 4000), "{lines:?}");
+}
+
+#[test]
+fn nothing_is_answered_at_our_own_subjects() {
+    let mut shard = ready(1);
+    let own = ["changed", "send", "digest", "rejected", "$JS.API.STREAM.DELETE.X"];
+    let asks: Vec<String> = own.iter().map(|own| request_for("ann", own)).collect();
+    let asks: Vec<&str> = asks.iter().map(String::as_str).collect();
+    assert_eq!(told(&mut shard, &asks), "");
+    assert_eq!((shard.counters().requests, shard.counters().unanswered), (5, 5));
+}
+
+#[test]
+fn an_answer_that_the_server_refuses_can_be_done_without() {
+    let mut shard = ready(1);
+    for subject in ["_INBOX.a", "x\\\"digest\\\"", "digest.x"] {
+        told(&mut shard, &[&format!("-ERR 'Permissions Violation for Publish to \"{subject}\"'\r\n")]);
+    }
+    assert_eq!(shard.counters().refused, 3);
+}
+
+#[test]
+fn replies_beyond_the_limit_are_not_kept_and_their_requests_are() {
+    let mut shard = Shard::new(ShardId(0), 2, ShardConfig { unsettled_bytes_max: 20, ..config() });
+    shard.on_mail(mailed_request("ann", 1, Some("_INBOX.a")));
+    shard.on_mail(mailed_request("ann", 1, Some("_INBOX.b")));
+    shard.on_mail(mailed_request("ann", 1, Some("_INBOX.c")));
+    assert_eq!((shard.unsettled(), shard.counters().unanswered, shard.reply_bytes), (3, 1, 16));
+}
+
+#[test]
+fn how_long_a_digest_took_is_counted_from_its_request() {
+    let mut shard = ready(1);
+    told(&mut shard, &[&change("ann", "disk"), &request("ann")]);
+    shard.receive(b"PONG\r\n", Duration::from_micros(150)).expect("no fault");
+    let up_to: Vec<_> = shard.counters().settle_latency.up_to().take(6).collect();
+    assert_eq!(up_to, [(10, 0), (20, 0), (50, 0), (100, 0), (200, 1), (500, 1)]);
 }
 
 fn mail_for(shard: &mut Shard) -> &mut Vec<Mail> {

@@ -10,6 +10,7 @@ mod cluster;
 mod instances;
 mod limits;
 mod network;
+mod reply;
 mod servers;
 mod start;
 #[allow(dead_code, reason = "the other tests use the rest")]

@@ -73,20 +73,20 @@ fn a_server_killed_in_the_middle_costs_no_alarm_and_no_memory_of_what_was_told()
 }
 
 /// Between the service and the server: lets bytes through, or keeps what the service says for itself, or cuts.
-struct Proxy {
-    port: u16,
-    shared: Arc<Shared>,
+pub struct Proxy {
+    pub port: u16,
+    pub shared: Arc<Shared>,
 }
 
 #[derive(Default)]
-struct Shared {
-    keeps: AtomicBool,
-    kept_bytes: AtomicUsize,
+pub struct Shared {
+    pub keeps: AtomicBool,
+    pub kept_bytes: AtomicUsize,
     streams: Mutex<Vec<TcpStream>>,
 }
 
 impl Proxy {
-    fn start(server: &Server) -> Self {
+    pub fn start(server: &Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let proxy = Self { port: listener.local_addr().expect("it is bound").port(), shared: Arc::default() };
         let (addr, shared) = (server.addr(), proxy.shared.clone());
@@ -109,7 +109,7 @@ impl Proxy {
         proxy
     }
 
-    fn cut(&self) {
+    pub fn cut(&self) {
         for stream in self.shared.streams.lock().expect("nobody panics").drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }

@@ -7,6 +7,7 @@ mod contract;
 mod credentials;
 mod faults;
 mod hostile;
+mod reply;
 mod servers;
 mod start;
 mod world;

@@ -8,7 +8,8 @@
 //! | a core counts something as settled | the server had read it before the PING whose PONG the core has just read |
 //! | a core has nothing unsettled | whatever the server took before any request that this core was given, and any core read, has been told, unless it ended |
 //! | a core reads a change that the server took before a request that is answered | there is nothing to tell of it |
-//! | all is quiet, and each user was asked for once more | nothing that any core read is untold |
+//! | the server reads an answer | all that it says was told; and all that the server took before its request, and any core read, unless it ended |
+//! | all is quiet, and each user was asked for once more | nothing that any core read is untold, and each request that wants an answer has one, but for those that the cores counted as unanswered |
 //!
 //! What a core *read* is what it has taken out of its socket: what a broken link or a dying server swallowed was never
 //! delivered, and nothing is promised of it.
@@ -26,6 +27,9 @@ use crate::wire::Delivery;
 
 pub const CHANGED: &str = "changed";
 pub const SEND: &str = "send";
+
+/// Before the number of a request, where it wants its answer.
+pub const INBOX: &str = "inbox.";
 
 /// What somebody published.
 #[derive(Debug)]
@@ -69,6 +73,10 @@ pub struct Judge {
     read: HashMap<UserId, Read>,
     /// Requests that were read and are not known to be answered; true once the owner has them.
     waiting: HashMap<UserId, BTreeMap<u64, bool>>,
+    /// All that was told.
+    told: BTreeSet<(UserId, AlarmId, Condition)>,
+    /// Requests that were read and want an answer at their number; true once one has come.
+    asked: BTreeMap<u64, (UserId, bool)>,
     /// The last request that is answered.
     answered: HashMap<UserId, u64>,
     logs: Vec<Log>,
@@ -112,6 +120,8 @@ impl Judge {
             oracle: Oracle::default(),
             read: HashMap::new(),
             waiting: HashMap::new(),
+            told: BTreeSet::new(),
+            asked: BTreeMap::new(),
             answered: HashMap::new(),
             logs: (0..shards).map(|_| Log::default()).collect(),
             tally: Tally::default(),
@@ -130,6 +140,9 @@ impl Judge {
             }
             What::Request(user) => {
                 self.waiting.entry(user.clone()).or_default().insert(delivery.taken, false);
+                if delivery.wants_answer() {
+                    self.asked.insert(delivery.taken, (user.clone(), false));
+                }
                 Some(owner(user, self.shards))
             }
             What::Bad => None,
@@ -206,6 +219,7 @@ impl Judge {
             let item = &mut log.items[(place - log.first) as usize];
             if !std::mem::replace(&mut item.is_heard, true) {
                 new.push((item.user.clone(), item.alarm.clone(), item.condition));
+                self.told.insert((item.user.clone(), item.alarm.clone(), item.condition));
             }
         }
         let Some((user, ..)) = new.first().cloned() else { return };
@@ -281,6 +295,30 @@ impl Judge {
         for (user, alarm) in self.oracle.forget(horizon, |user| owner(user, shards) == at) {
             self.read.entry(user).or_default().retain(|(_, other, _)| *other != alarm);
         }
+    }
+
+    /// The server reads an answer to request `taken`.
+    pub fn on_answer(&mut self, taken: u64, payload: &[u8]) {
+        let (user, alarms) = parse_digest(payload);
+        let (asked, is_answered) = self.asked.get_mut(&taken).expect("an answer to a request that wants one");
+        assert_eq!(user, *asked, "another user's answer");
+        *is_answered = true;
+        for (alarm, condition) in alarms {
+            let told = (user.clone(), alarm, condition);
+            assert!(self.told.contains(&told), "in an answer, and never told: {told:?}");
+        }
+        let untold = self.oracle.untold(&user, &self.known(&user, taken));
+        assert!(untold.is_empty(), "request #{taken} has its answer, and {untold:?} is untold");
+    }
+
+    /// All that was read is done, and the cores say that so many requests got no answer.
+    pub fn hold_to_asked(&self, unanswered: u64) {
+        let without = self.asked.iter().filter(|(_, (_, is_answered))| !is_answered).map(|(taken, _)| *taken);
+        let without: Vec<u64> = without.collect();
+        assert!(
+            without.len() as u64 <= unanswered,
+            "requests without an answer: {without:?}, said {unanswered}"
+        );
     }
 
     /// Each user was asked for once more, and all is quiet.

@@ -17,7 +17,7 @@ use nats_wire::session::{SessionConfig, SignIn};
 use nats_wire::{ClientOp, ConnectOptions, Limits, Publish, ServerDecoder, Step};
 
 use crate::dice::{Dice, Fault, Stream, Without};
-use crate::judge::{CHANGED, Judge, Published, SEND, What};
+use crate::judge::{CHANGED, INBOX, Judge, Published, SEND, What};
 use crate::runs::{Outcome, STEPS_MAX};
 use crate::wire::{Connection, DEAD, DIGESTS, Delivery, SUBSCRIPTIONS, Sent};
 
@@ -194,6 +194,7 @@ impl World {
         }
         self.settle("draining");
         assert!(self.judge.is_all_answered(), "drained, and a request is not answered");
+        self.judge.hold_to_asked(self.cores.iter().map(|core| core.shard.counters().unanswered).sum());
         self.judge.tally.steps = self.step;
         (self.judge.tally.counts(), self.dice.struck)
     }
@@ -835,7 +836,13 @@ impl World {
                 refuse_and_go_on(connection, "Publish to \"rejected\"");
             }
             b"rejected" => self.judge.tally.dead_letters += 1,
-            other => panic!("published to {}", other.escape_ascii()),
+            subject => match subject.strip_prefix(INBOX.as_bytes()) {
+                Some(number) => {
+                    let number = std::str::from_utf8(number).expect("ASCII").parse().expect("a number");
+                    self.judge.on_answer(number, publish.payload);
+                }
+                None => panic!("published to {}", subject.escape_ascii()),
+            },
         }
     }
 

@@ -8,9 +8,9 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use nats_wire::{Limits, ServerDecoder, Sid, Subject, encode};
+use nats_wire::{Limits, ServerDecoder, Sid, Subject, Token, encode};
 
-use crate::judge::Published;
+use crate::judge::{INBOX, Published, What};
 
 /// A message that the server took, and put on a connection.
 #[derive(Clone, Debug)]
@@ -18,6 +18,13 @@ pub struct Delivery {
     /// Its place among all that the server took.
     pub taken: u64,
     pub published: Rc<Published>,
+}
+
+impl Delivery {
+    /// Every second request wants an answer.
+    pub fn wants_answer(&self) -> bool {
+        matches!(self.published.what, What::Request(_)) && self.taken.is_multiple_of(2)
+    }
 }
 
 /// What the server sent.
@@ -101,7 +108,10 @@ impl Connection {
         };
         let mut bytes = Vec::new();
         let subject = Subject::new(subject).expect("a valid subject");
-        encode::message(&mut bytes, subject, Sid::from(*sid), None, delivery.published.payload.as_bytes());
+        let reply = delivery.wants_answer().then(|| format!("{INBOX}{}", delivery.taken));
+        let reply = reply.as_ref().map(|reply| Token::new(reply).expect("a valid token"));
+        let payload = delivery.published.payload.as_bytes();
+        encode::message(&mut bytes, subject, Sid::from(*sid), reply, payload);
         self.send(&bytes, Sent::Message(delivery));
     }
 

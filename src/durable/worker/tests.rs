@@ -209,7 +209,7 @@ fn a_message_that_comes_again_while_it_is_held_is_held_once() {
     assert_eq!(end.worker.open, 2);
     let user = &mut end.worker.users[0].user;
     let held: Vec<u64> =
-        user.waiting_mut().map(|ack| AckSubject::parse(ack).expect("it is one").delivered).collect();
+        user.waiting_mut().map(|ack| AckSubject::parse(&ack.subject).expect("it is one").delivered).collect();
     assert_eq!(held, [2, 3]);
 }
 
@@ -279,4 +279,97 @@ fn a_message_that_fits_no_request_is_asked_for_alone() {
     let alone = r#"{"batch":1,"expires":10000000000,"idle_heartbeat":5000000000}"#;
     assert_eq!(asked(end.hears(&status(2))), alone);
     assert_eq!(asked(end.delivers("alarms", 2, 1, &change("fan", "WARNING"))), whole);
+}
+
+impl End {
+    /// A request for ann comes that wants its answer at `reply`.
+    fn asks(&mut self, sequence: u32, delivered: u32, reply: &str) -> String {
+        let (headers, payload) =
+            (format!("NATS/1.0\nAlarm-Digest-Reply: {reply}\n\n"), r#"{"UserID":"ann"}"#);
+        let bytes = headers.replace('\n', "\r\n").len();
+        let ack = format!("$JS.ACK.IN.digest.{delivered}.{sequence}.{sequence}.4.5");
+        let total = bytes + payload.len();
+        self.hears(&format!("HMSG alarms.digest 2 {ack} {bytes} {total}\n{headers}{payload}\n"))
+    }
+
+    /// JetStream has stored what request `number` wanted to be stored.
+    fn stores(&mut self, number: u32) -> String {
+        self.hears(&format!("MSG _INBOX.a.{number} 1 24\n{{\"stream\":\"X\",\"seq\":100}}\n"))
+    }
+}
+
+/// Of a user with one alarm that is due.
+fn due() -> crate::durable::record::Record {
+    let id = |text| crate::alarm::Id::new(text).expect("a valid id");
+    let mut record = crate::durable::record::Record::new(UserId(id("ann")));
+    let warning = crate::alarm::Condition::new(Timestamp::new(1, 0), crate::alarm::Status::Warning);
+    record.apply(&crate::alarm::AlarmId(id("disk")), warning);
+    record
+}
+
+const DIGEST: &str = r#"{"UserID":"ann","ActiveAlarms":[{"AlarmID":"disk","Status":"WARNING","LatestChangedAt":"1970-01-01T00:00:01Z"}]}"#;
+const NOTHING: &str = r#"{"UserID":"ann","ActiveAlarms":[]}"#;
+
+#[test]
+fn a_request_is_answered_when_its_digest_is_stored() {
+    let mut end = End::new(config(), 10_000);
+    end.asks(1, 1, "_INBOX.me.1");
+    assert!(end.stored(0, 3, &due().encode()).contains("HPUB $KV.STATE.ann _INBOX.a.1 "));
+    assert!(end.stores(1).contains("HPUB AD.out.ann _INBOX.a.2 "));
+    let answer = end.stores(2);
+    assert!(answer.starts_with(&format!("PUB _INBOX.me.1 {}\n{DIGEST}\n", DIGEST.len())), "{answer}");
+    let done = end.stores(3);
+    assert_eq!(done, "PUB $JS.ACK.IN.digest.1.1.1.4.5 4\n+ACK\n", "answered once");
+    assert_eq!((end.worker.counters.answers, end.worker.counters.settle_latency.count()), (1, 1));
+}
+
+#[test]
+fn a_request_that_nothing_is_due_for_is_answered_when_that_is_proved() {
+    let mut end = End::new(config(), 10_000);
+    let mut told = due();
+    told.decide(Nonce(7), usize::MAX, |_, _| true);
+    told.clear_outbox();
+    end.asks(1, 1, "_INBOX.me.1");
+    assert!(end.stored(0, 3, &told.encode()).contains("STREAM.MSG.GET.KV_STATE _INBOX.a.1 "));
+    let stored = data_encoding::BASE64.encode(&told.encode());
+    let message =
+        format!(r#"{{"message":{{"subject":"a","seq":3,"data":"{stored}","time":"2026-01-01T00:00:00Z"}}}}"#);
+    let answer = end.hears(&format!("MSG _INBOX.a.1 1 {}\n{message}\n", message.len()));
+    let expected =
+        format!("PUB _INBOX.me.1 {}\n{NOTHING}\nPUB $JS.ACK.IN.digest.1.1.1.4.5 4\n+ACK\n", NOTHING.len());
+    assert_eq!(answer, expected);
+}
+
+/// The one who decided it has died.
+#[test]
+fn a_request_that_comes_again_is_answered_with_the_digest_that_somebody_else_decided() {
+    let mut decided = due();
+    decided.decide(Nonce(7), usize::MAX, |_, _| true);
+    let mut end = End::new(config(), 10_000);
+    end.asks(1, 2, "_INBOX.me.1");
+    assert!(end.stored(0, 3, &decided.encode()).contains("HPUB AD.out.ann _INBOX.a.1 "));
+    let answer = end.stores(1);
+    let marked = format!("Alarm-Digest-More: true\n\n{DIGEST}\n");
+    assert!(answer.starts_with("HPUB _INBOX.me.1 ") && answer.contains(&marked), "{answer}");
+    let done = end.stores(2);
+    assert!(done.contains(NOTHING) && done.ends_with("+ACK\n"), "{done}");
+}
+
+#[test]
+fn a_bad_request_is_answered_and_nothing_at_our_own_subjects() {
+    let mut end = End::new(config(), 10_000);
+    let headers = "NATS/1.0\nAlarm-Digest-Reply: _INBOX.me.1\n\n";
+    let bytes = headers.replace('\n', "\r\n").len();
+    let message = format!("alarms.digest 2 $JS.ACK.IN.digest.1.1.1.4.5 {bytes} {}\n{headers}{{\n", bytes + 1);
+    let refusal = end.hears(&format!("HMSG {message}"));
+    assert!(
+        refusal.starts_with("HPUB _INBOX.me.1 ") && refusal.contains("Nats-Service-Error-Code: 400\n"),
+        "{refusal}"
+    );
+    let dead = end.hears(&format!("HMSG {}", message.replace("alarms.digest 2", "alarms 2")));
+    assert!(dead.starts_with("HPUB told.dead "), "only requests are answered: {dead}");
+    for ours in ["told", "AD.out.ann", "$KV.STATE.ann"] {
+        end.asks(2, 1, ours);
+    }
+    assert_eq!(end.worker.counters.unanswered, 3);
 }
