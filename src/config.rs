@@ -288,6 +288,17 @@ pub struct RunArgs {
     #[arg(help_heading = "Latency")]
     pub coalesce: Duration,
 
+    /// How a core that is connected sleeps: in one poll of its own, or in the executor's ring, which takes some nine system
+    /// calls
+    #[arg(
+        long,
+        value_name = "WHERE",
+        hide_env_values = true,
+        env = "ALARM_DIGEST_SLEEP",
+        default_value = "poll"
+    )]
+    pub sleep: Sleep,
+
     /// Quiet for so long: ask the server whether it lives; as long again without an answer: reconnect
     #[arg(
         long,
@@ -434,6 +445,15 @@ pub struct JetStreamArgs {
     /// Use streams, bucket and consumer as they are; create and compare nothing
     #[arg(long, hide_env_values = true, env = "ALARM_DIGEST_NO_PROVISION")]
     pub no_provision: bool,
+}
+
+/// How a core that is connected sleeps.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sleep {
+    /// In one `poll` of its own.
+    Poll,
+    /// In the executor's ring.
+    Executor,
 }
 
 /// How log lines look.

@@ -2,13 +2,13 @@
 //!
 //! One task and one loop. Each turn asks everything that could have something for the logic, and the task sleeps only
 //! when nothing had: then each of them has its waker. A task per direction would wake the executor as often again, and
-//! a wake-up is what glommio is dear at. `pace` says how a core waits: by looking again, which goes to the socket without
-//! the executor, or by sleeping in it.
+//! a wake-up is what glommio is dear at. `pace` says how a core waits: by looking again or by sleeping, and while there is a
+//! connection both go to the socket without the executor, which has nothing else to run then (`bell`).
 //!
 //! Never: a decision about messages. Those are `shard`'s and `worker`'s.
 
 use std::future::Future;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alarm_digest::alarm::Timestamp;
+use alarm_digest::config::Sleep;
 use alarm_digest::credentials::advice;
 use alarm_digest::durable::backlog::{Backlog, News, ROOM_USED_SAID, Room};
 use alarm_digest::logic::{Counters, Logic, Notice};
@@ -30,8 +31,10 @@ use glommio::net::TcpStream;
 use glommio::timer::Timer;
 use nats_wire::session::SignIn;
 use nats_wire::{Limits, ReceiveBuffer};
+use rustix::event::PollFlags;
 use tracing::{debug, info, warn};
 
+use crate::bell::Bell;
 use crate::connect::connect;
 use crate::stop::{Stage, Stop};
 
@@ -51,6 +54,7 @@ pub struct Common {
     pub reconnect_delay_max: Duration,
     /// How each core begins to pace itself.
     pub pace: Pace,
+    pub sleep: Sleep,
     pub mesh: Mesh<Mail>,
     pub stop: Stop,
     pub status: Status,
@@ -86,6 +90,8 @@ pub struct Driver<L> {
     pace: Pace,
     /// How the next turn looks.
     step: Step,
+    /// What wakes this core when it sleeps outside its executor.
+    bell: Arc<Bell>,
     inbox: Vec<Mail>,
     epoch: Instant,
     /// When the logic is told the time next, and what wakes a core for it that sleeps.
@@ -120,7 +126,7 @@ enum Link {
 }
 
 impl<L: Logic> Driver<L> {
-    pub fn new(id: ShardId, logic: L, common: Arc<Common>) -> Self {
+    pub fn new(id: ShardId, logic: L, common: Arc<Common>, bell: Bell) -> Self {
         Self {
             id,
             logic,
@@ -128,6 +134,7 @@ impl<L: Logic> Driver<L> {
             servers: Servers::new(common.servers.clone(), id.0),
             pace: common.pace.clone(),
             step: Step::Look,
+            bell: Arc::new(bell),
             link: Link::Waiting(Timer::new(Duration::ZERO)),
             buffer: ReceiveBuffer::new(Limits::client()),
             is_dry: true,
@@ -152,7 +159,9 @@ impl<L: Logic> Driver<L> {
                 break;
             }
             // A socket that always has more would keep timers and the poll for writing from ever being looked at.
-            glommio::yield_if_needed().await;
+            if !self.is_alone() {
+                glommio::yield_if_needed().await;
+            }
         }
         match self.link {
             Link::Up { stream, .. } => drop(stream.shutdown(net::Shutdown::Both).await),
@@ -170,11 +179,15 @@ impl<L: Logic> Driver<L> {
         }
     }
 
-    /// One turn, and what `pace` makes of it. Pending only after [`Step::Park`], with nothing to do: then whatever could change
-    /// that has a waker.
+    /// One turn, and what `pace` makes of it. With nothing to do after [`Step::Park`], whatever could change that has a waker:
+    /// then it is pending, or sleeps here.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let step = self.step;
         let found = match step {
+            Step::Park if self.is_alone() => {
+                let waker = Waker::from(Arc::clone(&self.bell));
+                self.turn(&mut Context::from_waker(&waker))
+            }
             Step::Park => self.turn(cx),
             Step::Look => self.turn(&mut Context::from_waker(Waker::noop())),
             Step::Gather(span) => {
@@ -185,13 +198,30 @@ impl<L: Logic> Driver<L> {
         };
         if (step, found) == (Step::Park, Found::Nothing) {
             self.step = Step::Look;
-            return Poll::Pending;
+            return self.sleep();
         }
         // Without a link there is nothing to look at, and the executor has a connection to make.
         self.step = match &self.link {
             Link::Up { .. } => self.pace.next(found, self.logic.counters().messages(), self.epoch.elapsed()),
             _ => Step::Park,
         };
+        Poll::Ready(())
+    }
+
+    /// Whether the executor has nothing to run but this, and nothing to wait for.
+    fn is_alone(&self) -> bool {
+        self.common.sleep == Sleep::Poll && matches!(self.link, Link::Up { .. })
+    }
+
+    fn sleep(&self) -> Poll<()> {
+        let Link::Up { direct, .. } = &self.link else { return Poll::Pending };
+        if !self.is_alone() {
+            return Poll::Pending;
+        }
+        let mut wanted = PollFlags::empty();
+        wanted.set(PollFlags::IN, self.logic.takes_bytes());
+        wanted.set(PollFlags::OUT, !self.logic.output().is_empty());
+        self.bell.sleep(direct, wanted, self.tick_at.saturating_sub(self.epoch.elapsed()));
         Poll::Ready(())
     }
 
@@ -228,7 +258,7 @@ impl<L: Logic> Driver<L> {
     }
 
     fn poll_time(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
-        if self.step == Step::Park {
+        if self.step == Step::Park && !self.is_alone() {
             let left = self.tick_at.saturating_sub(now);
             let timer = self.timer.get_or_insert_with(|| Timer::new(left));
             let _ = Pin::new(timer).poll(cx);
@@ -313,16 +343,14 @@ impl<L: Logic> Driver<L> {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let is_alone = self.is_alone();
         let Link::Up { stream, direct, .. } = &mut self.link else {
             unreachable!("only a link that is up is read")
         };
         let space = self.buffer.space();
         let bytes = match self.step {
-            Step::Park => ready!(Pin::new(stream).poll_read(cx, space))?,
-            Step::Look | Step::Gather(_) => match direct.read(space) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-                read => read?,
-            },
+            Step::Park if !is_alone => ready!(Pin::new(stream).poll_read(cx, space))?,
+            _ => ready!(unless_blocked(direct.read(space)))?,
         };
         if bytes == 0 {
             let error = io::Error::new(io::ErrorKind::UnexpectedEof, "server closed the connection");
@@ -344,11 +372,16 @@ impl<L: Logic> Driver<L> {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
-        let mut did = false;
-        while let Link::Up { stream, is_mute, .. } = &mut self.link
+        let (mut did, is_alone) = (false, self.is_alone());
+        while let Link::Up { stream, direct, is_mute } = &mut self.link
             && !self.logic.output().is_empty()
         {
-            match Pin::new(stream).poll_write(cx, self.logic.output()) {
+            let output = self.logic.output();
+            let written = match is_alone {
+                true => unless_blocked(direct.write(output)),
+                false => Pin::new(stream).poll_write(cx, output),
+            };
+            match written {
                 _ if *is_mute => self.logic.wrote(self.logic.output().len(), now),
                 Poll::Pending => break,
                 Poll::Ready(Ok(bytes)) => self.logic.wrote(bytes, now),
@@ -499,6 +532,13 @@ fn reconnect_delay(attempts: u32, max: Duration) -> Duration {
     let whole = RECONNECT_DELAY_MIN.saturating_mul(1 << attempts.min(16)).min(max);
     let random = RandomState::new().hash_one(attempts) >> 32;
     whole / 2 + (whole / 2).mul_f64(random as f64 / f64::from(u32::MAX))
+}
+
+fn unless_blocked<T>(result: io::Result<T>) -> Poll<io::Result<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+        result => Poll::Ready(result),
+    }
 }
 
 fn wall_clock() -> Timestamp {

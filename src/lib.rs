@@ -25,9 +25,9 @@
 //! | `nats_wire` | the codec and one connection's session, a crate of its own in `proto/` |
 //!
 //! and, in the program, `main` (choose CPUs, start, wait, join), `preflight` (may we run here), `provision` (are the
-//! streams there), `driver` (one core's logic on one glommio executor), `stop` (from a signal to all cores),
-//! `systemd` (connected, stopping, alive), `connect` (a name to a socket), `verify` (the smoke test), `state` (what is
-//! known of one user in durable mode), `client` and `ask` (a blocking client, and JetStream over it).
+//! streams there), `driver` (one core's logic on one glommio executor), `bell` (sleeping outside it), `stop` (from a signal
+//! to all cores), `systemd` (connected, stopping, alive), `connect` (a name to a socket), `verify` (the smoke test), `state`
+//! (what is known of one user in durable mode), `client` and `ask` (a blocking client, and JetStream over it).
 //!
 //! Who may know whom: `driver` knows `logic`, `mesh` and `pace`; `shard` and `durable` know `book`, `message` and `nats_wire`;
 //! `book` knows `alarm` and `alarms`; `nats_wire` knows nobody. Never the other way round. What is due is decided in

@@ -1,6 +1,7 @@
 //! Chooses CPUs, builds the mesh, starts the cores, waits for signals, joins. The library does the thinking.
 
 mod ask;
+mod bell;
 mod client;
 mod connect;
 mod driver;
@@ -37,6 +38,7 @@ use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 
+use crate::bell::Bell;
 use crate::driver::{Common, Driver, Report};
 use crate::stop::{Stage, Stop};
 use crate::systemd::Systemd;
@@ -110,6 +112,7 @@ fn run_cores<L: Logic + 'static>(
         connect_timeout: cli.nats.connect_timeout,
         reconnect_delay_max: cli.run.reconnect_delay_max,
         pace: Pace::new(cli.run.spin, cli.run.coalesce),
+        sleep: cli.run.sleep,
         mesh: Mesh::new(cores, cli.run.mail_max as usize),
         stop: Stop::new(cores),
         status: Status::new(cores),
@@ -122,12 +125,13 @@ fn run_cores<L: Logic + 'static>(
     let mut handles = Vec::with_capacity(cores);
     for (id, cpu) in cpus.into_iter().enumerate().map(|(id, cpu)| (ShardId(id), cpu)) {
         let (logic, common) = (logic.clone(), Arc::clone(&common));
+        let bell = Bell::new().context("cannot make what wakes a core")?;
         let handle = LocalExecutorBuilder::new(Placement::Fixed(cpu))
             .name("core")
             // Memory for files that glommio would lock; there are none.
             .io_memory(64 << 10)
             .preempt_timer(Duration::from_millis(10))
-            .spawn(move || Driver::new(id, logic(id), common).run())
+            .spawn(move || Driver::new(id, logic(id), common, bell).run())
             .map_err(|error| anyhow!("cannot start a core on CPU {cpu}: {error}"))?;
         handles.push(handle);
     }

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use fastrand::Rng;
-use nats_server_fixture::{Binary, Process, Server, Signal};
+use nats_server_fixture::{Binary, Process, Server, Signal, available};
 
 use crate::world::{
     Listener, SOON, at, change, connect, counted, exit_code, on_each_server, program, service,
@@ -12,15 +12,15 @@ use crate::world::{
 
 const SEED: u64 = 2026;
 
-/// One, two and four shards on what may be two CPUs.
-const CPU_LISTS: [&str; 3] = ["0", "0,1", "0,1,0,1"];
+/// One, two and four shards on what may be two CPUs, and how they sleep.
+const SHARDS: [(&str, &str); 4] = [("0", "poll"), ("0,1", "poll"), ("0,1,0,1", "poll"), ("0,1", "executor")];
 
 #[test]
 fn the_smoke_test_passes_on_one_two_and_four_shards() {
     on_each_server(|binary| {
-        for cpus in CPU_LISTS {
+        for (cpus, sleep) in SHARDS {
             let server = Server::start(binary).expect("a server");
-            let mut service = service(&server, &["--cpus", cpus]);
+            let mut service = service(&server, &["--cpus", cpus, "--sleep", sleep]);
             let mut verify =
                 Process::spawn(&program(&["verify", "--server", &server.url()])).expect("it starts");
             assert_eq!(exit_code(&mut verify), 0, "{}{}", verify.log(), service.log());
@@ -97,55 +97,58 @@ fn a_digest_larger_than_max_payload_comes_as_several() {
 
 #[test]
 fn twenty_thousand_users_are_each_told_exactly_once() {
-    on_each_server(|binary| {
-        let (_server, mut listener, mut service) = start(binary, "", &["--cpus", "0,1"]);
-        let users: Vec<String> = (0..20_000).map(|number| format!("user {number}")).collect();
-        let mut changes: Vec<String> = Vec::new();
-        for (number, user) in users.iter().enumerate() {
-            for second in 0..3 {
-                changes.push(change(
-                    user,
-                    "disk",
-                    ["WARNING", "CLEARED", "CRITICAL"][second],
-                    &at(second as u32),
-                ));
-            }
-            changes.push(change(user, "fan", ["CLEARED", "WARNING"][number % 2], &at(3)));
+    on_each_server(|binary| twenty_thousand_users(binary, "poll"));
+    twenty_thousand_users(&available().expect("a nats-server is needed for this test")[0], "executor");
+}
+
+fn twenty_thousand_users(binary: &Binary, sleep: &str) {
+    let (_server, mut listener, mut service) = start(binary, "", &["--cpus", "0,1", "--sleep", sleep]);
+    let users: Vec<String> = (0..20_000).map(|number| format!("user {number}")).collect();
+    let mut changes: Vec<String> = Vec::new();
+    for (number, user) in users.iter().enumerate() {
+        for second in 0..3 {
+            changes.push(change(
+                user,
+                "disk",
+                ["WARNING", "CLEARED", "CRITICAL"][second],
+                &at(second as u32),
+            ));
         }
-        Rng::with_seed(SEED).shuffle(&mut changes);
-        for (number, change) in changes.iter().enumerate() {
-            listener.publish(change);
-            if number % 1000 == 0 {
-                listener.flush();
-            }
+        changes.push(change(user, "fan", ["CLEARED", "WARNING"][number % 2], &at(3)));
+    }
+    Rng::with_seed(SEED).shuffle(&mut changes);
+    for (number, change) in changes.iter().enumerate() {
+        listener.publish(change);
+        if number % 1000 == 0 {
+            listener.flush();
         }
-        listener.flush();
-        // A request that overtakes a change would rightly be answered without it, and the rest would come later.
-        listener.hear(Duration::from_secs(1));
-        let untold = |listener: &Listener| {
-            users
-                .iter()
-                .map(String::as_str)
-                .filter(|user| !listener.told.contains_key(*user))
-                .take(2000)
-                .collect()
-        };
-        listener.ask_until(untold, |listener| listener.told.len() == users.len());
-        for user in &users {
-            listener.ask(user);
+    }
+    listener.flush();
+    // A request that overtakes a change would rightly be answered without it, and the rest would come later.
+    listener.hear(Duration::from_secs(1));
+    let untold = |listener: &Listener| {
+        users
+            .iter()
+            .map(String::as_str)
+            .filter(|user| !listener.told.contains_key(*user))
+            .take(2000)
+            .collect()
+    };
+    listener.ask_until(untold, |listener| listener.told.len() == users.len());
+    for user in &users {
+        listener.ask(user);
+    }
+    listener.flush();
+    listener.hear(Duration::from_secs(1));
+    for (number, user) in users.iter().enumerate() {
+        let mut expected = vec![("disk".into(), "CRITICAL".into(), at(2))];
+        if number % 2 == 1 {
+            expected.push(("fan".into(), "WARNING".into(), at(3)));
         }
-        listener.flush();
-        listener.hear(Duration::from_secs(1));
-        for (number, user) in users.iter().enumerate() {
-            let mut expected = vec![("disk".into(), "CRITICAL".into(), at(2))];
-            if number % 2 == 1 {
-                expected.push(("fan".into(), "WARNING".into(), at(3)));
-            }
-            assert_eq!(listener.told_of(user), expected, "{user} (seed {SEED})");
-        }
-        service.signal(Signal::TERM).expect("it runs");
-        assert_eq!((exit_code(&mut service), counted(&service, "users")), (0, 20_000));
-    });
+        assert_eq!(listener.told_of(user), expected, "{user} (seed {SEED})");
+    }
+    service.signal(Signal::TERM).expect("it runs");
+    assert_eq!((exit_code(&mut service), counted(&service, "users")), (0, 20_000));
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub enum Variant {
     Service,
     ServiceSpinning,
     ServicePrompt,
+    ServiceInExecutor,
     PerCore,
     PerCoreSpinning,
     PerCorePrompt,
@@ -23,10 +24,11 @@ pub enum Variant {
 }
 
 impl Variant {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Service,
         Self::ServiceSpinning,
         Self::ServicePrompt,
+        Self::ServiceInExecutor,
         Self::PerCore,
         Self::PerCoreSpinning,
         Self::PerCorePrompt,
@@ -40,6 +42,7 @@ impl Variant {
             Self::Service => "service",
             Self::ServiceSpinning => "service, spinning",
             Self::ServicePrompt => "service, not coalescing",
+            Self::ServiceInExecutor => "service, sleeping in glommio",
             Self::PerCore => "tokio per core",
             Self::PerCoreSpinning => "tokio per core, spinning",
             Self::PerCorePrompt => "tokio per core, not coalescing",
@@ -55,6 +58,7 @@ impl Variant {
             Self::Service => ("alarm-digest", &[]),
             Self::ServiceSpinning => ("alarm-digest", &["--spin", "1h"]),
             Self::ServicePrompt => ("alarm-digest", &["--coalesce", "0s"]),
+            Self::ServiceInExecutor => ("alarm-digest", &["--coalesce", "0s", "--sleep", "executor"]),
             Self::PerCore => ("tokio-variant", &["--runtime", "per-core"]),
             Self::PerCoreSpinning => ("tokio-variant", &["--runtime", "per-core", "--spin", "1h"]),
             Self::PerCorePrompt => ("tokio-variant", &["--runtime", "per-core", "--coalesce", "0s"]),
@@ -68,7 +72,11 @@ impl Variant {
     pub fn is_other_setting(self) -> bool {
         matches!(
             self,
-            Self::ServiceSpinning | Self::ServicePrompt | Self::PerCoreSpinning | Self::PerCorePrompt
+            Self::ServiceSpinning
+                | Self::ServicePrompt
+                | Self::ServiceInExecutor
+                | Self::PerCoreSpinning
+                | Self::PerCorePrompt
         )
     }
 }
@@ -171,7 +179,7 @@ pub fn measurements(cpus: &[usize], quick: bool, only: &[String], of: &[String])
             tick: Duration::from_micros(500),
             requests_every: 100,
         };
-        let variants = [&all[..], &[ServicePrompt, PerCorePrompt]].concat();
+        let variants = [&all[..], &[ServicePrompt, ServiceInExecutor, PerCorePrompt]].concat();
         let layout = together(cores);
         plan.push(Measurement { name: "paced", job, shape: shape(10_000, 10), layout, variants });
     }

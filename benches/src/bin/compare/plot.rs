@@ -49,6 +49,7 @@ fn colour(variant: &str) -> RGBColor {
     match variant {
         "service" => RGBColor(31, 90, 180),
         "service, spinning" | "service, not coalescing" => RGBColor(110, 170, 240),
+        "service, sleeping in glommio" => RGBColor(170, 205, 250),
         "tokio per core" => RGBColor(225, 115, 20),
         "tokio per core, spinning" | "tokio per core, not coalescing" => RGBColor(250, 185, 120),
         "tokio stealing" => RGBColor(190, 40, 45),
