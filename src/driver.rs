@@ -24,7 +24,7 @@ use alarm_digest::mesh::Mesh;
 use alarm_digest::pace::{Found, Pace, Step};
 use alarm_digest::servers::{Server, Servers};
 use alarm_digest::shard::{Mail, ShardId};
-use alarm_digest::status::{CoreStatus, Status};
+use alarm_digest::status::{CoreStatus, ReadSizes, Status};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::Task;
 use glommio::net::TcpStream;
@@ -103,6 +103,8 @@ pub struct Driver<L> {
     ready_at: Option<Duration>,
     servers: Servers,
     has_been_ready: bool,
+    reads: ReadSizes,
+    written_bytes: u64,
 }
 
 /// A connection: as the executor knows it, for looking without the executor, and what to sign in with.
@@ -147,6 +149,8 @@ impl<L: Logic> Driver<L> {
             attempts: 0,
             ready_at: None,
             has_been_ready: false,
+            reads: ReadSizes::default(),
+            written_bytes: 0,
         }
     }
 
@@ -163,6 +167,7 @@ impl<L: Logic> Driver<L> {
                 glommio::yield_if_needed().await;
             }
         }
+        self.say_status(self.epoch.elapsed());
         match self.link {
             Link::Up { stream, .. } => drop(stream.shutdown(net::Shutdown::Both).await),
             // glommio's thread panics when nobody waits for what it did, and a panic ends the other cores as well.
@@ -281,10 +286,14 @@ impl<L: Logic> Driver<L> {
             ready_at: self.ready_at,
             server: self.server().to_string(),
             is_draining: self.common.stop.stage() != Stage::Run,
+            has_ended: self.logic.is_drained(),
             counters: self.logic.counters().clone(),
             users,
             alarms,
             unsettled: self.logic.unsettled(),
+            inbox: self.common.mesh.waiting(self.id),
+            reads: self.reads.clone(),
+            written_bytes: self.written_bytes,
         };
         self.common.status.say(self.id, status);
     }
@@ -357,6 +366,7 @@ impl<L: Logic> Driver<L> {
             return Poll::Ready(Err(error));
         }
         self.is_full = bytes == space.len();
+        self.reads.observe(bytes as u64);
         self.buffer.filled(bytes);
         Poll::Ready(Ok(()))
     }
@@ -384,7 +394,10 @@ impl<L: Logic> Driver<L> {
             match written {
                 _ if *is_mute => self.logic.wrote(self.logic.output().len(), now),
                 Poll::Pending => break,
-                Poll::Ready(Ok(bytes)) => self.logic.wrote(bytes, now),
+                Poll::Ready(Ok(bytes)) => {
+                    self.written_bytes += bytes as u64;
+                    self.logic.wrote(bytes, now);
+                }
                 Poll::Ready(Err(_)) => *is_mute = true,
             }
             did = true;

@@ -19,7 +19,7 @@
 //! | [`config`] | arguments to configuration |
 //! | [`servers`] | which servers there are, and which is next |
 //! | [`status`] | what each core last said of itself, for whoever looks from outside |
-//! | [`histogram`] | observations by size, in a few words of memory |
+//! | [`histogram`], [`metrics`] | observations by size; all that can be counted, as a page for Prometheus |
 //! | [`http_request`] | the head of an HTTP request to what it asks for |
 //! | [`credentials`] | what an operator gives, turned into what CONNECT says of us |
 //! | `nats_wire` | the codec and one connection's session, a crate of its own in `proto/` |
@@ -47,6 +47,7 @@ pub mod http_request;
 pub mod logic;
 pub mod mesh;
 pub mod message;
+pub mod metrics;
 pub mod pace;
 pub mod reply;
 pub mod servers;

@@ -187,12 +187,16 @@ pub struct Counters {
     pub requests: u64,
     /// Bad payloads by [`Reason`].
     pub rejected: [u64; Reason::ALL.len()],
+    /// Of those, the ones that came as requests.
+    pub rejected_requests: u64,
     /// Commands sent to other shards.
     pub mailed: u64,
     /// Digests taken from the book, or stored in the output stream.
     pub digests: u64,
     /// Alarms in them.
     pub alarms_told: u64,
+    /// Alarms in each of them.
+    pub alarms_per_digest: Histogram<1, 12>,
     /// Publications that a fence has proved, or messages acknowledged.
     pub settled: u64,
     /// Publications that were written when a link broke before their fence had passed: they are written again.
@@ -237,11 +241,13 @@ impl Counters {
     /// Adds another core's.
     pub fn add(&mut self, other: &Self) {
         self.backlog = self.backlog.or(other.backlog);
+        self.alarms_per_digest.add(&other.alarms_per_digest);
         self.settle_latency.add(&other.settle_latency);
         self.rejected.iter_mut().zip(other.rejected).for_each(|(mine, other)| *mine += other);
         for (mine, other) in [
             (&mut self.changes, other.changes),
             (&mut self.requests, other.requests),
+            (&mut self.rejected_requests, other.rejected_requests),
             (&mut self.mailed, other.mailed),
             (&mut self.digests, other.digests),
             (&mut self.alarms_told, other.alarms_told),

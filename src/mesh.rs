@@ -42,6 +42,12 @@ impl<T> Mesh<T> {
         self.inboxes.len()
     }
 
+    /// How much is in the inbox of `at`.
+    #[must_use]
+    pub fn waiting(&self, at: ShardId) -> usize {
+        self.lock(at).queue.len()
+    }
+
     /// Moves all of `batch` into the inbox of `to`, or none of it and wakes the caller when there is room.
     pub fn poll_send(&self, to: ShardId, batch: &mut Vec<T>, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.lock(to);

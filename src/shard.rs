@@ -379,6 +379,7 @@ impl Shard {
         if let Some(digest) = self.book.take_digest(&user) {
             self.counters.digests += 1;
             self.counters.alarms_told += digest.alarms.len() as u64;
+            self.counters.alarms_per_digest.observe(digest.alarms.len() as u64);
             self.publish(Publication::Digest(Told { digest, asked_at, reply }));
         } else if reply.is_some() {
             // A digest before it may have told of what was due, and may yet be refused.
@@ -399,6 +400,7 @@ impl Shard {
     fn reject(&mut self, letter: DeadLetter, now: Duration) {
         self.counters.rejected[letter.rejection.reason as usize] += 1;
         self.counters.answers += u64::from(letter.reply.is_some());
+        self.counters.rejected_requests += u64::from(!letter.is_change);
         let subjects = &self.config.subjects;
         let subject = if letter.is_change { &subjects.changed } else { &subjects.send };
         self.notices.extend(self.rejections.note(subject, &letter.rejection, now));

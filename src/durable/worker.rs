@@ -744,7 +744,9 @@ impl Worker {
 
     fn on_sent(&mut self, slot: usize, now: Duration) {
         self.counters.digests += 1;
-        self.counters.alarms_told += self.users[slot].digest_alarms as u64;
+        let alarms = self.users[slot].digest_alarms as u64;
+        self.counters.alarms_told += alarms;
+        self.counters.alarms_per_digest.observe(alarms);
         if !self.config.is_republished {
             // Only here, after our own publish: never when somebody else may have.
             self.scratch.clear();
@@ -822,6 +824,7 @@ impl Worker {
         let subject =
             message.subject[..message.subject.len().min(SUBJECT_BYTES_MAX)].escape_ascii().to_string();
         self.counters.rejected[rejection.reason as usize] += 1;
+        self.counters.rejected_requests += u64::from(is_request);
         self.notices.extend(self.rejections.note(&subject, rejection, now));
         self.open += 1;
         let max_payload = link.info().map_or(usize::MAX, |info| info.max_payload as usize);
