@@ -2,6 +2,7 @@
 //!
 //! Never: starting anything, asking the machine anything. What the machine allows is `preflight`'s.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::alarm::{Id, UserId};
 use crate::credentials::{Kind, Place, Secret, Source};
 use crate::durable::worker::{Names, WorkerConfig};
 use crate::message::DIGEST_BYTES_MAX_AT_LEAST;
+use crate::metrics::About;
 use crate::servers::Server;
 use crate::shard::{ShardConfig, Subjects};
 
@@ -339,6 +341,10 @@ pub struct RunArgs {
     #[arg(help_heading = "Limits")]
     pub mail_max: u32,
 
+    /// Answer HTTP requests for /healthz, /readyz and /metrics on this address, like 127.0.0.1:9464; port 0: any
+    #[arg(long, value_name = "ADDRESS", hide_env_values = true, env = "ALARM_DIGEST_HTTP", value_parser = parse_address)]
+    pub http: Option<SocketAddr>,
+
     /// How log lines look; what is logged is set by RUST_LOG, `info` by default
     #[arg(
         long,
@@ -571,6 +577,18 @@ impl Cli {
 }
 
 impl Cli {
+    /// What the metrics say of the whole process.
+    #[must_use]
+    pub fn about(&self) -> About {
+        About {
+            version: crate::VERSION,
+            commit: crate::COMMIT.unwrap_or("unknown"),
+            mode: self.run.mode,
+            subject_changed: self.nats.subject_changed.clone(),
+            subject_send: self.nats.subject_send.clone(),
+        }
+    }
+
     /// What every worker needs to know.
     ///
     /// # Errors
@@ -668,6 +686,10 @@ fn parse_span(text: &str) -> Result<Duration, String> {
 fn parse_coalesce(text: &str) -> Result<Duration, String> {
     let span = parse_any_span(text)?;
     if span > COALESCE_MAX { Err(format!("expected at most 100ms, got {text}")) } else { Ok(span) }
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("expected ADDRESS:PORT like 127.0.0.1:9464 or [::]:9464, got `{text}`"))
 }
 
 /// CPUs in the order given.

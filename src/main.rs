@@ -5,6 +5,7 @@ mod bell;
 mod client;
 mod connect;
 mod driver;
+mod http;
 mod preflight;
 mod provision;
 mod state;
@@ -79,33 +80,6 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     for server in cli.nats.servers().map_err(anyhow::Error::msg)? {
         connect::sign_in(&server)?;
     }
-    match cli.run.mode {
-        Mode::Memory => {
-            let config = cli.shard_config().map_err(anyhow::Error::msg)?;
-            if cli.run.no_wait {
-                ask::client(&cli.nats, "alarm-digest", cli.run.ping_interval)?;
-            }
-            run_cores(cli, cpus, move |id| Shard::new(id, cores, config.clone()))
-        }
-        Mode::Jetstream => {
-            let mut config = cli.worker_config().map_err(anyhow::Error::msg)?;
-            config.is_republished = provision::provision(cli, &config)?;
-            run_cores(cli, cpus, move |id| {
-                let inbox = format!("_INBOX.{}", Uuid::new_v4().simple());
-                let worker = Worker::new(config.clone(), &inbox, Uuid::new_v4().as_u128());
-                if id == ShardId(0) { worker.watching_backlog() } else { worker }
-            })
-        }
-    }
-}
-
-/// One core on each of `cpus`, each with the logic that `logic` makes for it.
-fn run_cores<L: Logic + 'static>(
-    cli: &Cli,
-    cpus: Vec<usize>,
-    logic: impl Fn(ShardId) -> L + Clone + Send + 'static,
-) -> Result<ExitCode> {
-    let cores = cpus.len();
     let systemd = Arc::new(Systemd::from_environment());
     let common = Arc::new(Common {
         servers: cli.nats.servers().map_err(anyhow::Error::msg)?,
@@ -119,10 +93,42 @@ fn run_cores<L: Logic + 'static>(
         epoch: Instant::now(),
         on_first_ready: Box::new(say_started(cpus.clone(), Arc::clone(&systemd))),
     });
+    // Before a server is waited for, which may take long.
+    if let Some(addr) = cli.run.http {
+        http::serve(addr, cpus.clone(), cli.about(), Arc::clone(&common))?;
+    }
+    match cli.run.mode {
+        Mode::Memory => {
+            let config = cli.shard_config().map_err(anyhow::Error::msg)?;
+            if cli.run.no_wait {
+                ask::client(&cli.nats, "alarm-digest", cli.run.ping_interval)?;
+            }
+            run_cores(cli, cpus, common, systemd, move |id| Shard::new(id, cores, config.clone()))
+        }
+        Mode::Jetstream => {
+            let mut config = cli.worker_config().map_err(anyhow::Error::msg)?;
+            config.is_republished = provision::provision(cli, &config)?;
+            run_cores(cli, cpus, common, systemd, move |id| {
+                let inbox = format!("_INBOX.{}", Uuid::new_v4().simple());
+                let worker = Worker::new(config.clone(), &inbox, Uuid::new_v4().as_u128());
+                if id == ShardId(0) { worker.watching_backlog() } else { worker }
+            })
+        }
+    }
+}
+
+/// One core on each of `cpus`, each with the logic that `logic` makes for it.
+fn run_cores<L: Logic + 'static>(
+    cli: &Cli,
+    cpus: Vec<usize>,
+    common: Arc<Common>,
+    systemd: Arc<Systemd>,
+    logic: impl Fn(ShardId) -> L + Clone + Send + 'static,
+) -> Result<ExitCode> {
     // Before the first core starts, so that no signal can fall between.
     let signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen for SIGTERM and SIGINT")?;
 
-    let mut handles = Vec::with_capacity(cores);
+    let mut handles = Vec::with_capacity(cpus.len());
     for (id, cpu) in cpus.into_iter().enumerate().map(|(id, cpu)| (ShardId(id), cpu)) {
         let (logic, common) = (logic.clone(), Arc::clone(&common));
         let bell = Bell::new().context("cannot make what wakes a core")?;
