@@ -4,6 +4,7 @@
 //! Never: two requests under way, a second try.
 
 use std::io;
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use alarm_digest::config::NatsArgs;
@@ -12,21 +13,23 @@ use alarm_digest::durable::worker::Names;
 use alarm_digest::servers::Server;
 use anyhow::{Context, Error, Result, anyhow};
 use nats_wire::jetstream::{Failure, JetStream, Name, Reply, Stored};
-use nats_wire::session::Session;
+use nats_wire::session::{Session, SessionConfig};
 use nats_wire::{Headers, Message, Subject};
+use rustls::StreamOwned;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use crate::client::Client;
-use crate::connect::connect;
+use crate::client::{Client, Stream};
+use crate::tls::explain as explain_tls;
+use crate::transport::{Opened, open};
 
 /// A blocking client of the first server that takes us through its handshake, and which that is.
 pub fn client(nats: &NatsArgs, name: &str, ping_interval: Duration) -> Result<(Server, Client)> {
     let mut failures = Vec::new();
     for server in nats.servers().map_err(anyhow::Error::msg)? {
-        let client = connect(&server, nats.connect_timeout).and_then(|(socket, sign_in)| {
-            Client::new(socket.into(), nats.session(name, ping_interval), sign_in)
-        });
+        let client = open(&server, nats.connect_timeout)
+            .and_then(|opened| begin(opened, nats.session(name, ping_interval)))
+            .map_err(|error| explain_tls(error, &server));
         let error = match client {
             Ok(client) => return Ok((server, client)),
             Err(error) => error.to_string(),
@@ -38,6 +41,16 @@ pub fn client(nats: &NatsArgs, name: &str, ping_interval: Duration) -> Result<(S
         ));
     }
     Err(anyhow!(failures.join("; "))).context("expected a server that answers, got none")
+}
+
+fn begin(opened: Opened, config: SessionConfig) -> io::Result<Client> {
+    let Opened { socket, tls, received, sign_in } = opened;
+    let socket = TcpStream::from(socket);
+    let stream: Box<dyn Stream> = match tls {
+        None => Box::new(socket.try_clone()?),
+        Some(tls) => Box::new(StreamOwned::new(*tls, socket.try_clone()?)),
+    };
+    Client::over(socket, stream, received, config, sign_in)
 }
 
 /// A connection to JetStream.

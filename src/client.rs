@@ -1,4 +1,4 @@
-//! A blocking NATS client over one TCP stream, for the smoke test and the tests: subscribe, publish, wait.
+//! A blocking NATS client over one TCP stream, plain or through what its caller puts between, for the smoke test and the tests: subscribe, publish, wait.
 //!
 //! Never: reconnecting. Whatever goes wrong is an error that names what was expected and what came.
 
@@ -21,9 +21,16 @@ pub struct Received {
     pub payload: Vec<u8>,
 }
 
+/// What a client reads from and writes to.
+pub trait Stream: Read + Write + Send {}
+
+impl<S: Read + Write + Send> Stream for S {}
+
 /// A connection whose handshake is over.
 pub struct Client {
-    stream: TcpStream,
+    /// For its timeouts.
+    socket: TcpStream,
+    stream: Box<dyn Stream>,
     session: Session,
     buffer: ReceiveBuffer,
     received: VecDeque<Received>,
@@ -33,16 +40,31 @@ pub struct Client {
 
 impl Client {
     /// Takes a fresh stream through the handshake.
+    #[allow(dead_code, reason = "the program has read INFO before; the tests have not")]
     pub fn new(stream: TcpStream, config: SessionConfig, sign_in: SignIn) -> io::Result<Self> {
+        let socket = stream.try_clone()?;
+        Self::over(socket, Box::new(stream), ReceiveBuffer::new(Limits::client()), config, sign_in)
+    }
+
+    /// The same over `stream`, which reads and writes `socket`, from which `buffer` has come already.
+    pub fn over(
+        socket: TcpStream,
+        stream: Box<dyn Stream>,
+        buffer: ReceiveBuffer,
+        config: SessionConfig,
+        sign_in: SignIn,
+    ) -> io::Result<Self> {
         let deadline = Instant::now() + config.handshake_max;
         let mut client = Self {
+            socket,
             stream,
             session: Session::new(config, Duration::ZERO).signing_in(sign_in),
-            buffer: ReceiveBuffer::new(Limits::client()),
+            buffer,
             received: VecDeque::new(),
             passed: Fence(0),
             epoch: Instant::now(),
         };
+        client.receive()?;
         while !client.session.is_ready() {
             client.turn("the server to finish the handshake", deadline)?;
         }
@@ -97,12 +119,15 @@ impl Client {
         if left.is_zero() {
             return Err(late());
         }
-        self.stream.set_read_timeout(Some(left))?;
+        self.socket.set_read_timeout(Some(left))?;
+        let closed = || {
+            let text = format!("expected {awaited}, but the server closed the connection");
+            io::Error::new(io::ErrorKind::UnexpectedEof, text)
+        };
         match self.stream.read(self.buffer.space()) {
-            Ok(0) => {
-                let text = format!("expected {awaited}, but the server closed the connection");
-                Err(io::Error::new(io::ErrorKind::UnexpectedEof, text))
-            }
+            Ok(0) => Err(closed()),
+            // TLS says so when it was not told of the end beforehand.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(closed()),
             Ok(bytes) => {
                 self.buffer.filled(bytes);
                 self.receive()
@@ -119,8 +144,9 @@ impl Client {
     /// Writes all output.
     pub fn write(&mut self, deadline: Instant) -> io::Result<()> {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        self.stream.set_write_timeout(Some(left))?;
+        self.socket.set_write_timeout(Some(left))?;
         self.stream.write_all(self.session.output())?;
+        self.stream.flush()?;
         self.session.wrote(self.session.output().len(), self.epoch.elapsed());
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::credentials::{Kind, Place, Secret, Source};
 use crate::durable::worker::{Names, WorkerConfig};
 use crate::message::DIGEST_BYTES_MAX_AT_LEAST;
 use crate::metrics::About;
-use crate::servers::Server;
+use crate::servers::{Identity, Server, Tls};
 use crate::shard::{ShardConfig, Subjects};
 
 const EXAMPLES: &str = "\
@@ -83,8 +83,8 @@ pub enum Task {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "NATS")]
 pub struct NatsArgs {
-    /// Server, or several separated by commas: HOST, HOST:PORT, nats://HOST:PORT, with USER:PASSWORD@ or TOKEN@ before HOST
-    /// for this one alone
+    /// Server, or several separated by commas: HOST, HOST:PORT, nats://HOST:PORT, tls://HOST:PORT where nothing but TLS will do,
+    /// with USER:PASSWORD@ or TOKEN@ before HOST for this one alone
     #[arg(
         short,
         long,
@@ -100,6 +100,10 @@ pub struct NatsArgs {
     /// For servers whose URL has no credentials.
     #[command(flatten)]
     credentials: CredentialArgs,
+
+    /// For all servers.
+    #[command(flatten)]
+    tls: TlsArgs,
 
     /// Subject of the status changes that come in
     #[arg(
@@ -190,6 +194,27 @@ struct CredentialArgs {
     /// Credentials file to sign in with: a JWT and an nkey seed, as nsc writes it
     #[arg(long, global = true, value_name = "FILE", hide_env_values = true, env = "ALARM_DIGEST_CREDS")]
     creds: Option<PathBuf>,
+}
+
+/// Any of these, and no server is spoken to without TLS. Files are read at each connection.
+#[derive(Args, Clone, Default, Debug)]
+#[command(next_help_heading = "TLS")]
+struct TlsArgs {
+    /// Require TLS, with a server certificate by one of the CAs in this PEM file instead of the system's
+    #[arg(long, global = true, value_name = "FILE", hide_env_values = true, env = "ALARM_DIGEST_TLS_CA")]
+    tls_ca: Option<PathBuf>,
+
+    /// Require TLS, with this PEM file's certificate for servers that want one of us
+    #[arg(long, global = true, value_name = "FILE", hide_env_values = true, env = "ALARM_DIGEST_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+
+    /// PEM file with the key of --tls-cert
+    #[arg(long, global = true, value_name = "FILE", hide_env_values = true, env = "ALARM_DIGEST_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+
+    /// Require TLS, and begin with it, as servers with `handshake_first` want it
+    #[arg(long, global = true, hide_env_values = true, env = "ALARM_DIGEST_TLS_FIRST")]
+    tls_first: bool,
 }
 
 /// With the secret itself as their values.
@@ -478,10 +503,11 @@ impl NatsArgs {
     /// password.
     ///
     /// # Errors
-    /// When one of them is not a URL that we take, or it is not clear what to sign in with.
+    /// When one of them is not a URL that we take, or it is not clear what to sign in with, or what to show.
     pub fn servers(&self) -> Result<Vec<Server>, String> {
         let credentials = self.credentials.source(|variable| std::env::var(variable).ok())?;
-        let parse = |url: &Secret| Server::parse(url.reveal(), credentials.as_ref());
+        let tls = self.tls.tls()?;
+        let parse = |url: &Secret| Server::parse(url.reveal(), credentials.as_ref(), &tls);
         self.server.iter().map(|url| parse(url).map_err(|error| format!("--server: {error}"))).collect()
     }
 
@@ -554,6 +580,19 @@ impl CredentialArgs {
                 Err(format!("expected one way to sign in, got {}", names.join(" and ")))
             }
         }
+    }
+}
+
+impl TlsArgs {
+    fn tls(&self) -> Result<Tls, String> {
+        let identity = match (self.tls_cert.clone(), self.tls_key.clone()) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some(Identity { certificate, key }),
+            (Some(_), None) => return Err("expected --tls-key with --tls-cert, got none".into()),
+            (None, Some(_)) => return Err("expected --tls-cert with --tls-key, got none".into()),
+        };
+        let is_required = self.tls_first || self.tls_ca.is_some() || identity.is_some();
+        Ok(Tls { is_required, is_first: self.tls_first, ca: self.tls_ca.clone(), identity, name: None })
     }
 }
 
@@ -771,6 +810,25 @@ mod tests {
             ),
         ] {
             assert_eq!(credentials(arguments), Err(expected.into()), "{arguments}");
+        }
+    }
+
+    #[test]
+    fn any_flag_of_tls_requires_it() {
+        let tls = |arguments: &str| {
+            let cli =
+                Cli::try_parse_from(std::iter::once("alarm-digest").chain(arguments.split_whitespace()));
+            cli.map_err(|error| error.to_string())?.nats.tls.tls()
+        };
+        assert_eq!(tls(""), Ok(Tls::default()));
+        for arguments in ["--tls-ca f", "--tls-cert f --tls-key g", "--tls-first"] {
+            assert!(tls(arguments).is_ok_and(|tls| tls.is_required), "{arguments}");
+        }
+        for (arguments, expected) in [
+            ("--tls-cert f", "expected --tls-key with --tls-cert, got none"),
+            ("--tls-key f --tls-ca g", "expected --tls-cert with --tls-key, got none"),
+        ] {
+            assert_eq!(tls(arguments), Err(expected.into()));
         }
     }
 

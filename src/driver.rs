@@ -35,8 +35,9 @@ use rustix::event::PollFlags;
 use tracing::{debug, info, warn};
 
 use crate::bell::Bell;
-use crate::connect::connect;
 use crate::stop::{Stage, Stop};
+use crate::tls::explain;
+use crate::transport::{Secured, open};
 
 /// How often the logic is told the time. What needs time in it counts in seconds.
 const TICK: Duration = Duration::from_secs(1);
@@ -107,8 +108,14 @@ pub struct Driver<L> {
     written_bytes: u64,
 }
 
-/// A connection: as the executor knows it, for looking without the executor, and what to sign in with.
-type Opened = (TcpStream, net::TcpStream, SignIn);
+/// A connection whose link is still to be made of it.
+struct Opened {
+    stream: TcpStream,
+    direct: net::TcpStream,
+    tls: Option<Box<Secured>>,
+    received: ReceiveBuffer,
+    sign_in: SignIn,
+}
 
 enum Link {
     Waiting(Timer),
@@ -121,6 +128,8 @@ enum Link {
         /// The same socket for looking without the executor: nothing but one `recv`, while a poll of the executor's ring costs
         /// several system calls and finds data only after the next turn of its own.
         direct: net::TcpStream,
+        /// What stands between the buffers and the socket; nothing, if the connection is plain.
+        tls: Option<Box<Secured>>,
         /// Nothing can be written any more. What the server sent before that is ours and is read to its end, which says why;
         /// output goes nowhere meanwhile, so that it holds nothing back, and is proved to nobody.
         is_mute: bool,
@@ -168,6 +177,7 @@ impl<L: Logic> Driver<L> {
             }
         }
         self.say_status(self.epoch.elapsed());
+        self.say_goodbye();
         match self.link {
             Link::Up { stream, .. } => drop(stream.shutdown(net::Shutdown::Both).await),
             // glommio's thread panics when nobody waits for what it did, and a panic ends the other cores as well.
@@ -219,13 +229,14 @@ impl<L: Logic> Driver<L> {
     }
 
     fn sleep(&self) -> Poll<()> {
-        let Link::Up { direct, .. } = &self.link else { return Poll::Pending };
+        let Link::Up { direct, tls, is_mute, .. } = &self.link else { return Poll::Pending };
         if !self.is_alone() {
             return Poll::Pending;
         }
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::IN, self.logic.takes_bytes());
-        wanted.set(PollFlags::OUT, !self.logic.output().is_empty());
+        let has_unsent = !is_mute && tls.as_ref().is_some_and(|tls| tls.has_unsent());
+        wanted.set(PollFlags::OUT, has_unsent || !self.logic.output().is_empty());
         self.bell.sleep(direct, wanted, self.tick_at.saturating_sub(self.epoch.elapsed()));
         Poll::Ready(())
     }
@@ -309,9 +320,9 @@ impl<L: Logic> Driver<L> {
             }
             Link::Connecting(opening) => match Pin::new(opening).poll(cx) {
                 Poll::Pending => false,
-                Poll::Ready(Ok((stream, direct, sign_in))) => {
-                    self.link = Link::Up { stream, direct, is_mute: false };
-                    (self.buffer, self.is_dry) = (ReceiveBuffer::new(Limits::client()), true);
+                Poll::Ready(Ok(Opened { stream, direct, tls, received, sign_in })) => {
+                    self.link = Link::Up { stream, direct, tls, is_mute: false };
+                    (self.buffer, self.is_dry) = (received, false);
                     self.logic.on_link(sign_in, now);
                     true
                 }
@@ -334,7 +345,7 @@ impl<L: Logic> Driver<L> {
                 Poll::Pending => return false,
                 Poll::Ready(Ok(())) => self.logic.heard(now),
                 Poll::Ready(Err(error)) => {
-                    self.lose_link(&error);
+                    self.lose_link(&explain(error, self.server()));
                     return true;
                 }
             }
@@ -352,20 +363,24 @@ impl<L: Logic> Driver<L> {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let is_alone = self.is_alone();
-        let Link::Up { stream, direct, .. } = &mut self.link else {
+        let is_parked = self.step == Step::Park && !self.is_alone();
+        let Link::Up { stream, direct, tls, .. } = &mut self.link else {
             unreachable!("only a link that is up is read")
         };
+        let mut read = |space: &mut [u8]| match is_parked {
+            true => Pin::new(&mut *stream).poll_read(cx, space),
+            false => unless_blocked(direct.read(space)),
+        };
         let space = self.buffer.space();
-        let bytes = match self.step {
-            Step::Park if !is_alone => ready!(Pin::new(stream).poll_read(cx, space))?,
-            _ => ready!(unless_blocked(direct.read(space)))?,
+        let (bytes, is_full) = match tls {
+            None => (ready!(read(space))?, false),
+            Some(tls) => (ready!(tls.poll_read(space, read))?, tls.is_full()),
         };
         if bytes == 0 {
             let error = io::Error::new(io::ErrorKind::UnexpectedEof, "server closed the connection");
             return Poll::Ready(Err(error));
         }
-        self.is_full = bytes == space.len();
+        self.is_full = is_full || bytes == space.len();
         self.reads.observe(bytes as u64);
         self.buffer.filled(bytes);
         Poll::Ready(Ok(()))
@@ -383,13 +398,16 @@ impl<L: Logic> Driver<L> {
 
     fn poll_write(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
         let (mut did, is_alone) = (false, self.is_alone());
-        while let Link::Up { stream, direct, is_mute } = &mut self.link
-            && !self.logic.output().is_empty()
-        {
+        let Link::Up { stream, direct, tls, is_mute } = &mut self.link else { return false };
+        let mut write = |bytes: &[u8]| match is_alone {
+            true => unless_blocked(direct.write(bytes)),
+            false => Pin::new(&mut *stream).poll_write(cx, bytes),
+        };
+        while !self.logic.output().is_empty() {
             let output = self.logic.output();
-            let written = match is_alone {
-                true => unless_blocked(direct.write(output)),
-                false => Pin::new(stream).poll_write(cx, output),
+            let written = match tls {
+                None => write(output),
+                Some(tls) => tls.poll_write(output, &mut write),
             };
             match written {
                 _ if *is_mute => self.logic.wrote(self.logic.output().len(), now),
@@ -401,6 +419,10 @@ impl<L: Logic> Driver<L> {
                 Poll::Ready(Err(_)) => *is_mute = true,
             }
             did = true;
+        }
+        // What TLS has taken counts as written, so nothing else would come back to it.
+        if let Some(tls) = tls {
+            *is_mute |= matches!(tls.poll_flush(write), Poll::Ready(Err(_)));
         }
         did
     }
@@ -419,17 +441,22 @@ impl<L: Logic> Driver<L> {
         did
     }
 
-    /// Resolving and connecting block, so a thread beside the executor does it.
+    /// Resolving, connecting and shaking hands block, so a thread beside the executor does it.
     fn open(&mut self) -> impl Future<Output = io::Result<Opened>> + 'static {
         let server = self.server().clone();
         let timeout = self.common.connect_timeout;
         async move {
-            let connecting = glommio::executor().spawn_blocking(move || connect(&server, timeout));
-            let (socket, sign_in) = connecting.await?;
-            let direct = socket.try_clone()?;
+            let opened = glommio::executor().spawn_blocking(move || open(&server, timeout)).await?;
+            let direct = opened.socket.try_clone()?;
             // Of both, since it is one socket. glommio does not mind.
             direct.set_nonblocking(true)?;
-            Ok((TcpStream::from(socket), direct.into(), sign_in))
+            Ok(Opened {
+                stream: opened.socket.into(),
+                direct: direct.into(),
+                tls: opened.tls.map(|tls| Box::new(Secured::new(tls))),
+                received: opened.received,
+                sign_in: opened.sign_in,
+            })
         }
     }
 
@@ -446,6 +473,7 @@ impl<L: Logic> Driver<L> {
             let what = if lived.is_some() { "disconnected" } else { "cannot connect, trying on" };
             warn!(core, %server, attempt, "{what}: {}", self.with_advice(&why.to_string()));
         }
+        self.say_goodbye();
         if let Link::Up { stream, .. } = &mut self.link {
             // Dropping it alone would close it only when the executor next looks at its polls.
             let _ = Pin::new(stream).poll_close(&mut Context::from_waker(Waker::noop()));
@@ -456,6 +484,13 @@ impl<L: Logic> Driver<L> {
         self.attempts += 1;
         self.link = Link::Waiting(Timer::new(delay));
         self.say_status(self.epoch.elapsed());
+    }
+
+    /// TLS has a word for the end of a connection.
+    fn say_goodbye(&mut self) {
+        if let Link::Up { direct, tls: Some(tls), .. } = &mut self.link {
+            tls.close(|bytes| unless_blocked(direct.write(bytes)));
+        }
     }
 
     fn server(&self) -> &Server {

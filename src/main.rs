@@ -11,6 +11,8 @@ mod provision;
 mod state;
 mod stop;
 mod systemd;
+mod tls;
+mod transport;
 mod verify;
 
 use std::io::{IsTerminal, Write};
@@ -76,9 +78,12 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     start_log(cli.run.log_format)?;
     let cpus = preflight::preflight(&cli.run)?;
     let cores = cpus.len();
-    // Credentials that cannot be read now are a mistake; later on, they may be about to be replaced.
+    // Files that cannot be read now are a mistake; later on, they may be about to be replaced.
     for server in cli.nats.servers().map_err(anyhow::Error::msg)? {
         connect::sign_in(&server)?;
+        if server.tls.is_required {
+            tls::check(&server.tls)?;
+        }
     }
     let systemd = Arc::new(Systemd::from_environment());
     let common = Arc::new(Common {

@@ -1,13 +1,15 @@
 //! Which servers there are, and which is next: those that the operator names, then those that they tell of.
 //!
 //! ```text
-//! --server  nats://ann:secret@a:4222,nats://token@[::1],c     user and password, token, --creds and the like
+//! --server  nats://ann:secret@a:4222,tls://token@[::1],c      user and password, token, --creds and the like
 //! INFO      {"connect_urls":["10.0.0.7:4222","[fd00::7]:4222"],…}
 //! ```
 //!
 //! Never: looking a name up, connecting.
 
 use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
 
 use data_encoding::HEXLOWER_PERMISSIVE;
 
@@ -22,17 +24,44 @@ pub struct Server {
     pub port: u16,
     /// What to sign in with, if with anything.
     pub credentials: Option<Source>,
+    /// How the connection is secured.
+    pub tls: Tls,
+}
+
+/// How a connection is secured. The default leaves it to the server whether it is.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Tls {
+    /// Whether nothing but TLS will do.
+    pub is_required: bool,
+    /// Whether the handshake comes before INFO.
+    pub is_first: bool,
+    /// File with the certificates of those who may vouch for the server. None: the system's.
+    pub ca: Option<PathBuf>,
+    /// What we show to a server that wants a certificate.
+    pub identity: Option<Identity>,
+    /// Whom the server's certificate must name. None: the host.
+    pub name: Option<String>,
+}
+
+/// Who we are by TLS.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// File with our certificate, and those between it and a CA's.
+    pub certificate: PathBuf,
+    /// File with its key.
+    pub key: PathBuf,
 }
 
 /// Source: NATS client port, IANA 4222.
 const PORT: u16 = 4222;
 
 impl Server {
-    /// Reads a URL as the NATS clients take it. Credentials in it are for this server; without any, it gets `credentials`.
+    /// Reads a URL as the NATS clients take it. Credentials in it are for this server; without any, it gets `credentials`. It is
+    /// secured as `tls` says, and in any case with `tls://`.
     ///
     /// # Errors
     /// When it is none, or one of a kind that we cannot connect to. The text does not repeat credentials.
-    pub fn parse(url: &str, credentials: Option<&Source>) -> Result<Self, String> {
+    pub fn parse(url: &str, credentials: Option<&Source>, tls: &Tls) -> Result<Self, String> {
         let (scheme, rest) = match url.split_once("://") {
             Some((scheme, rest)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => (scheme, rest),
             // Without a scheme, so that what stands before `://` may be a part of a password.
@@ -42,16 +71,34 @@ impl Server {
             Some((user, authority)) => (Some(user), authority),
             None => (None, rest),
         };
+        let mut tls = tls.clone();
         match scheme.to_ascii_lowercase().as_str() {
             "nats" => {}
-            "tls" => return Err("expected nats://HOST:PORT, got tls://: TLS is not supported yet".into()),
+            "tls" => tls.is_required = true,
             // It may be a part of a password too.
-            _ if user.is_some() => return Err("expected nats://HOST:PORT, got another scheme".into()),
-            _ => return Err(format!("expected nats://HOST:PORT, got scheme `{scheme}`")),
+            _ if user.is_some() => return Err("expected nats:// or tls://, got another scheme".into()),
+            _ => return Err(format!("expected nats:// or tls://, got scheme `{scheme}`")),
         }
         let (host, port) = host_and_port(authority.strip_suffix('/').unwrap_or(authority))?;
         let credentials = user.map(from_url).transpose()?.or_else(|| credentials.cloned());
-        Ok(Self { host, port, credentials })
+        Ok(Self { host, port, credentials, tls })
+    }
+
+    /// Whom the server's certificate must name, if it shows one.
+    #[must_use]
+    pub fn tls_name(&self) -> &str {
+        self.tls.name.as_ref().unwrap_or(&self.host)
+    }
+
+    /// One that `self` told of: the same credentials, secured in the same way. Clusters tell of addresses, which their
+    /// certificates seldom name, so that an address goes by the name that we know the cluster by.
+    /// Source: nats.go, `tlsName` in `addURLToPool`.
+    fn told_of(&self, url: &str) -> Result<Self, String> {
+        let mut told = Self::parse(url, self.credentials.as_ref(), &Tls { name: None, ..self.tls.clone() })?;
+        if is_address(&told.host) && !is_address(self.tls_name()) {
+            told.tls.name = Some(self.tls_name().into());
+        }
+        Ok(told)
     }
 
     fn is_where(&self, other: &Self) -> bool {
@@ -64,6 +111,10 @@ impl fmt::Display for Server {
         let Self { host, port, .. } = self;
         if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
+}
+
+fn is_address(host: &str) -> bool {
+    host.parse::<IpAddr>().is_ok()
 }
 
 fn host_and_port(authority: &str) -> Result<(String, u16), String> {
@@ -151,16 +202,15 @@ impl Servers {
     }
 
     /// Takes the `connect_urls` of the current server's INFO: those are further servers of its cluster, which take the same
-    /// credentials, until a server tells of others. Most servers that are alone tell of none, and so do those that are
+    /// credentials and are secured in the same way, until a server tells of others. Most servers that are alone tell of none, and so do those that are
     /// configured not to; that says nothing about the ones that we know.
     pub fn learn(&mut self, connect_urls: &[String]) {
         if connect_urls.is_empty() {
             return;
         }
-        let credentials = self.current.credentials.as_ref();
         self.told = connect_urls
             .iter()
-            .filter_map(|url| Server::parse(url, credentials).ok())
+            .filter_map(|url| self.current.told_of(url).ok())
             .filter(|told| !self.configured.iter().any(|server| server.is_where(told)))
             .collect();
     }
@@ -175,7 +225,7 @@ mod tests {
     use super::*;
 
     fn server(url: &str) -> Server {
-        Server::parse(url, None).expect(url)
+        Server::parse(url, None, &Tls::default()).expect(url)
     }
 
     #[test]
@@ -192,13 +242,42 @@ mod tests {
             assert_eq!(server(url).to_string(), shown);
         }
         for url in [
-            "", ":4222", "nats://", "tls://x", "x:y", "x:65536", "x:1:2", "[::1", "a b", "x/y", "ws://x",
-            "u@",
+            "", ":4222", "nats://", "tls://", "x:y", "x:65536", "x:1:2", "[::1", "a b", "x/y", "ws://x", "u@",
         ] {
-            assert!(Server::parse(url, None).is_err(), "{url}");
+            assert!(Server::parse(url, None, &Tls::default()).is_err(), "{url}");
         }
-        assert!(
-            Server::parse("tls://x", None).is_err_and(|error| error.contains("TLS is not supported yet"))
+    }
+
+    #[test]
+    fn a_scheme_or_a_flag_requires_tls() {
+        let flags = Tls { is_required: true, is_first: true, ..Tls::default() };
+        for (url, tls, expected) in [
+            ("a", Tls::default(), Tls::default()),
+            ("nats://a", Tls::default(), Tls::default()),
+            ("TLS://ann:x@a", Tls::default(), Tls { is_required: true, ..Tls::default() }),
+            ("nats://a", flags.clone(), flags),
+        ] {
+            assert_eq!(Server::parse(url, None, &tls).expect(url).tls, expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_was_told_of_goes_by_the_name_of_who_told() {
+        for (current, told, name) in [
+            ("tls://a.example", "10.0.0.7:4222", "a.example"),
+            ("tls://a.example", "[fd00::7]:4222", "a.example"),
+            ("tls://a.example", "b.example:4222", "b.example"),
+            ("tls://10.0.0.6", "10.0.0.7:4222", "10.0.0.7"),
+            ("tls://10.0.0.6", "b.example:4222", "b.example"),
+        ] {
+            let told = server(current).told_of(told).expect(told);
+            assert_eq!((told.tls_name(), told.tls.is_required), (name, true), "{current}");
+        }
+        let told = server("tls://a.example").told_of("10.0.0.7:1").expect("an address");
+        assert_eq!(told.told_of("10.0.0.8:1").expect("an address").tls_name(), "a.example");
+        assert_eq!(
+            told.told_of("b.example").expect("a name").told_of("10.0.0.9").expect("an address").tls_name(),
+            "b.example"
         );
     }
 
@@ -220,8 +299,14 @@ mod tests {
             assert_eq!((server.host.as_str(), kind, secret.reveal()), ("a", expected.0, expected.1.as_str()));
         }
         let given = Source { kind: Kind::Creds, place: Place::File("x".into()) };
-        assert_eq!(Server::parse("a", Some(&given)).expect("a host").credentials, Some(given.clone()));
-        assert_ne!(Server::parse("b@a", Some(&given)).expect("a host").credentials, Some(given));
+        assert_eq!(
+            Server::parse("a", Some(&given), &Tls::default()).expect("a host").credentials,
+            Some(given.clone())
+        );
+        assert_ne!(
+            Server::parse("b@a", Some(&given), &Tls::default()).expect("a host").credentials,
+            Some(given)
+        );
     }
 
     #[test]
@@ -234,11 +319,11 @@ mod tests {
             "nats://ann:s3cret%+f@a",
             "nats://ann:s3cret%ff@a",
             "nats://:s3cret@a",
-            "tls://ann:s3cret@a",
+            "tls://ann:s3cret@a:b",
             "http://ann:s3cret@a",
             "s3cret://ann@a",
         ] {
-            let error = Server::parse(url, None).expect_err(url);
+            let error = Server::parse(url, None, &Tls::default()).expect_err(url);
             assert!(error.contains("expected") && !error.contains("s3cret"), "{error}");
         }
         let shown = format!("{:?}", server("nats://ann:s3cret@a"));

@@ -60,6 +60,16 @@ impl SignIn {
     ) -> Self {
         Self(Some(Box::new(complete)))
     }
+
+    /// The same on a connection that the caller has taken through TLS, which CONNECT then says. On any other, a server that
+    /// requires TLS is a [`Fault::TlsRequired`].
+    #[must_use]
+    pub fn over_tls(self) -> Self {
+        Self::new(move |info, connect| {
+            connect.tls_required = true;
+            self.0.map_or(Ok(()), |complete| complete(info, connect))
+        })
+    }
 }
 
 impl fmt::Debug for SignIn {
@@ -335,9 +345,6 @@ impl Session {
         if max_payload < self.config.max_payload_at_least {
             return Err(Fault::MaxPayload { came: max_payload, at_least: self.config.max_payload_at_least });
         }
-        if info.tls_required {
-            return Err(Fault::TlsRequired);
-        }
         if self.state != State::ExpectInfo {
             self.info = Some(info);
             return Ok(Some(Event::Info));
@@ -345,6 +352,9 @@ impl Session {
         let mut connect = self.config.connect.clone();
         if let Some(complete) = self.sign_in.0.take() {
             complete(&info, &mut connect).map_err(Fault::SignIn)?;
+        }
+        if info.tls_required && !connect.tls_required {
+            return Err(Fault::TlsRequired);
         }
         self.info = Some(info);
         self.begin_output(self.heard_at);
@@ -565,6 +575,23 @@ mod tests {
         let mut session = session().signing_in(SignIn::new(|_, _| Err("expected a nonce".into())));
         assert_eq!(fault(&mut session, INFO), "expected a nonce");
         assert!(session.output().is_empty(), "nothing is said to the server");
+    }
+
+    #[test]
+    fn over_tls_a_server_may_require_it_and_connect_says_so() {
+        let mut session = session().signing_in(
+            SignIn::new(|_, connect| {
+                connect.user = Some("ann".into());
+                Ok(())
+            })
+            .over_tls(),
+        );
+        let info = "INFO {\"max_payload\":1048576,\"tls_required\":true} \r\n";
+        let (output, _) = told(&mut session, info, seconds(100));
+        assert!(output.contains(r#""tls_required":true"#) && output.contains(r#""user":"ann""#), "{output}");
+        let mut plain = self::session();
+        assert_eq!(fault(&mut plain, info), "expected a server without TLS, got one that requires it");
+        assert!(plain.output().is_empty(), "nothing is said to the server");
     }
 
     #[test]

@@ -10,4 +10,5 @@ mod hostile;
 mod reply;
 mod servers;
 mod start;
+mod tls;
 mod world;

@@ -8,7 +8,7 @@ use nats_server_fixture::{Binary, Process, Server, eventually};
 use crate::world::{SOON, exit_code, on_each_server, program};
 
 /// Two servers, each of which tells of the other.
-fn two_servers(binary: &Binary, config: &str) -> Vec<Server> {
+pub fn two_servers(binary: &Binary, config: &str) -> Vec<Server> {
     let servers = Server::builder(binary).config(config).start_cluster(2).expect("a cluster");
     let tells = |of: &Server, to: &Server| {
         let mut info = String::new();

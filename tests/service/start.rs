@@ -31,7 +31,7 @@ fn wrong_arguments_are_refused_with_what_was_expected() {
         &["expected --cpus to name CPUs that this process may use", "got 999"],
     );
     refused(&program(&["--cpus", "x"]), 2, &["expected CPU numbers below 1024 like 0,2-3, got `x`"]);
-    refused(&program(&["--server", "http://x"]), 1, &["expected nats://HOST:PORT, got scheme `http`"]);
+    refused(&program(&["--server", "http://x"]), 1, &["expected nats:// or tls://, got scheme `http`"]);
     refused(&program(&["--subject-send", "a b"]), 2, &["--subject-send"]);
     refused(&program(&["--subject-send", "AlarmDigest"]), 1, &["expected four different subjects"]);
     refused(&program(&["--retention", "soon"]), 2, &["--retention"]);

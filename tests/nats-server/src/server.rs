@@ -42,6 +42,7 @@ pub struct Builder {
     binary: Binary,
     config: String,
     monitor: bool,
+    is_tls_first: bool,
 }
 
 impl Builder {
@@ -61,6 +62,12 @@ impl Builder {
     /// With the monitoring port that [`Server::monitor`] asks.
     pub fn monitoring(mut self) -> Self {
         self.monitor = true;
+        self
+    }
+
+    /// With clients that speak first, as `handshake_first` of its `tls` has it: then it answers when it says so in its log.
+    pub fn tls_first(mut self) -> Self {
+        self.is_tls_first = true;
         self
     }
 
@@ -123,6 +130,8 @@ impl Builder {
             name,
             port,
             monitor,
+            is_tls_first: self.is_tls_first,
+            starts_before: 0,
             _route: None,
             scratch,
         })
@@ -144,6 +153,9 @@ pub struct Server {
     name: String,
     port: Port,
     monitor: Option<Port>,
+    is_tls_first: bool,
+    /// How often its log had said that it is ready before it was last started.
+    starts_before: usize,
     /// Held, for as long as it is in a cluster.
     _route: Option<Port>,
     scratch: Scratch,
@@ -158,7 +170,7 @@ enum Start {
 impl Server {
     /// A server that is still to be configured.
     pub fn builder(binary: &Binary) -> Builder {
-        Builder { binary: binary.clone(), config: String::new(), monitor: false }
+        Builder { binary: binary.clone(), config: String::new(), monitor: false, is_tls_first: false }
     }
 
     /// A server with the defaults of nats-server.
@@ -228,6 +240,7 @@ impl Server {
         let deadline = Instant::now() + START_WITHIN;
         loop {
             self.kill();
+            self.starts_before = self.starts();
             self.process = Process::spawn_in(self.scratch.path(), &self.command)?;
             match self.await_answer() {
                 Start::Answered => return Ok(()),
@@ -306,8 +319,15 @@ impl Server {
 
     /// Whether it is ours that listens on our port: whoever else does has another name.
     fn answers(&self) -> bool {
+        if self.is_tls_first {
+            return self.starts() > self.starts_before;
+        }
         first_line(self.addr())
             .is_some_and(|info| info.contains(&format!("\"server_name\":\"{}\"", self.name)))
+    }
+
+    fn starts(&self) -> usize {
+        self.log().matches("Server is ready").count()
     }
 
     fn clashed(&self) -> bool {
