@@ -275,6 +275,10 @@ pub struct RunArgs {
     #[arg(long, hide_env_values = true, env = "ALARM_DIGEST_EAGER")]
     pub eager: bool,
 
+    /// Do not answer on $SRV, where `nats micro` and `alarm-digest top` look for instances
+    #[arg(long, hide_env_values = true, env = "ALARM_DIGEST_NO_SERVICE_API")]
+    pub no_service_api: bool,
+
     /// Exit with an error when no server answers at the start, instead of waiting for one
     #[arg(long, hide_env_values = true, env = "ALARM_DIGEST_NO_WAIT")]
     pub no_wait: bool,

@@ -22,9 +22,11 @@ use alarm_digest::durable::backlog::{Backlog, News, ROOM_USED_SAID, Room};
 use alarm_digest::logic::{Counters, Logic, Notice};
 use alarm_digest::mesh::Mesh;
 use alarm_digest::pace::{Found, Pace, Step};
+use alarm_digest::reply::ReplyTo;
 use alarm_digest::servers::{Server, Servers};
+use alarm_digest::service_api::{Instance, Question};
 use alarm_digest::shard::{Mail, ShardId};
-use alarm_digest::status::{CoreStatus, ReadSizes, Status};
+use alarm_digest::status::{CoreStatus, ReadSizes, Rejected, Status};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::Task;
 use glommio::net::TcpStream;
@@ -59,6 +61,8 @@ pub struct Common {
     pub mesh: Mesh<Mail>,
     pub stop: Stop,
     pub status: Status,
+    /// What the service API says of all of them, unless it says nothing.
+    pub instance: Option<Instance>,
     /// What all cores count time from.
     pub epoch: Instant,
     /// Called by each core when it is connected for the first time.
@@ -106,6 +110,7 @@ pub struct Driver<L> {
     has_been_ready: bool,
     reads: ReadSizes,
     written_bytes: u64,
+    last_rejection: Option<Rejected>,
 }
 
 /// A connection whose link is still to be made of it.
@@ -137,7 +142,10 @@ enum Link {
 }
 
 impl<L: Logic> Driver<L> {
-    pub fn new(id: ShardId, logic: L, common: Arc<Common>, bell: Bell) -> Self {
+    pub fn new(id: ShardId, mut logic: L, common: Arc<Common>, bell: Bell) -> Self {
+        if let Some(instance) = common.instance.as_ref().filter(|_| id == ShardId(0)) {
+            logic.answer_as(&instance.id);
+        }
         Self {
             id,
             logic,
@@ -160,6 +168,7 @@ impl<L: Logic> Driver<L> {
             has_been_ready: false,
             reads: ReadSizes::default(),
             written_bytes: 0,
+            last_rejection: None,
         }
     }
 
@@ -305,6 +314,7 @@ impl<L: Logic> Driver<L> {
             inbox: self.common.mesh.waiting(self.id),
             reads: self.reads.clone(),
             written_bytes: self.written_bytes,
+            last_rejection: self.last_rejection.clone(),
         };
         self.common.status.say(self.id, status);
     }
@@ -530,7 +540,10 @@ impl<L: Logic> Driver<L> {
                 Notice::Refused(text) => {
                     warn!(core, server = %self.server(), "server refused: {}", self.with_advice(&text));
                 }
+                Notice::Asked(question, reply) => self.answer(question, &reply),
                 Notice::Rejected { subject, rejection, unsaid } => {
+                    let (at, text) = (self.epoch.elapsed(), rejection.to_string());
+                    self.last_rejection = Some(Rejected { at, subject: subject.clone(), text });
                     warn!(
                         core,
                         subject,
@@ -541,6 +554,17 @@ impl<L: Logic> Driver<L> {
                 }
             }
         }
+    }
+
+    /// What the other cores last said may be a second old.
+    fn answer(&mut self, question: Question, reply: &ReplyTo) {
+        let Some(instance) = &self.common.instance else { return };
+        let now = self.epoch.elapsed();
+        self.say_status(now);
+        let max_payload = self.logic.link().and_then(|link| link.info()).map_or(0, |info| info.max_payload);
+        let bytes_max = usize::try_from(max_payload).unwrap_or(usize::MAX);
+        let answer = instance.answer(question, &self.common.status.cores(), bytes_max);
+        self.logic.answer(reply, &answer, now);
     }
 
     fn say_ready(&mut self) {
@@ -589,7 +613,7 @@ fn unless_blocked<T>(result: io::Result<T>) -> Poll<io::Result<T>> {
     }
 }
 
-fn wall_clock() -> Timestamp {
+pub fn wall_clock() -> Timestamp {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::new(since_1970.as_secs().try_into().unwrap_or(i64::MAX), since_1970.subsec_nanos())
 }

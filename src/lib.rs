@@ -18,6 +18,7 @@
 //! | [`pace`] | when a core looks again, lets work gather, or sleeps |
 //! | [`config`] | arguments to configuration |
 //! | [`servers`] | which servers there are, and which is next |
+//! | [`service_api`] | who we are and what we have counted, for whoever asks on `$SRV` |
 //! | [`status`] | what each core last said of itself, for whoever looks from outside |
 //! | [`histogram`], [`metrics`] | observations by size; all that can be counted, as a page for Prometheus |
 //! | [`http_request`] | the head of an HTTP request to what it asks for |
@@ -53,6 +54,7 @@ pub mod metrics;
 pub mod pace;
 pub mod reply;
 pub mod servers;
+pub mod service_api;
 pub mod shard;
 pub mod status;
 

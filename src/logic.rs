@@ -18,6 +18,8 @@ use crate::alarm::Timestamp;
 use crate::durable::backlog::{Backlog, News, Room};
 use crate::histogram::Histogram;
 use crate::message::{Reason, Rejection};
+use crate::reply::ReplyTo;
+use crate::service_api::Question;
 use crate::shard::{Mail, ShardId};
 
 /// One core's logic, without IO.
@@ -70,6 +72,12 @@ pub trait Logic {
     /// What the log should know, to be taken out.
     fn notices(&mut self) -> &mut Vec<Notice>;
 
+    /// From now on, answers for the whole instance of this name when somebody asks who is there.
+    fn answer_as(&mut self, instance: &str);
+
+    /// Answers a question of the service API, if there is a link and room for it.
+    fn answer(&mut self, reply: &ReplyTo, payload: &[u8], now: Duration);
+
     /// What has happened so far.
     fn counters(&self) -> &Counters;
 
@@ -116,6 +124,8 @@ pub enum Notice {
         /// Others.
         unsaid: u64,
     },
+    /// Somebody asks who we are, and waits for [`Logic::answer`].
+    Asked(Question, ReplyTo),
     /// What waits in the work queue has changed in a way that matters.
     Backlog(News, Backlog),
     /// This stream is nearly full.

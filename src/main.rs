@@ -30,6 +30,7 @@ use alarm_digest::mesh::Mesh;
 use alarm_digest::message::Reason;
 use alarm_digest::pace::Pace;
 use alarm_digest::servers::Server;
+use alarm_digest::service_api::Instance;
 use alarm_digest::shard::{Shard, ShardId};
 use alarm_digest::status::Status;
 use anyhow::{Context, Result, anyhow, bail};
@@ -95,6 +96,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         mesh: Mesh::new(cores, cli.run.mail_max as usize),
         stop: Stop::new(cores),
         status: Status::new(cores),
+        instance: (!cli.run.no_service_api).then(|| instance(cli)).transpose()?,
         epoch: Instant::now(),
         on_first_ready: Box::new(say_started(cpus.clone(), Arc::clone(&systemd))),
     });
@@ -153,6 +155,25 @@ fn run_cores<L: Logic + 'static>(
 
     let reports = join(handles, &common.stop)?;
     Ok(summarize(cli.run.mode, &reports))
+}
+
+/// What the service API says of this process.
+fn instance(cli: &Cli) -> Result<Instance> {
+    let subjects = cli.nats.subjects().map_err(anyhow::Error::msg)?;
+    let (mode, queue_group) = match cli.run.mode {
+        Mode::Memory => ("memory", cli.run.queue_group.clone()),
+        // Its consumer shares the messages out.
+        Mode::Jetstream => ("jetstream", String::new()),
+    };
+    Ok(Instance {
+        id: Uuid::new_v4().simple().to_string(),
+        version: alarm_digest::VERSION,
+        commit: alarm_digest::COMMIT,
+        mode,
+        started: driver::wall_clock(),
+        subjects: [subjects.changed, subjects.send],
+        queue_group,
+    })
 }
 
 /// Waits for all cores. What glommio cannot set up comes to light only here, and a core that is missing would silently

@@ -83,6 +83,14 @@ impl ReplyTo {
         }
     }
 
+    /// Publishes `payload` there, if there is a link that takes it.
+    pub(crate) fn publish(&self, payload: &[u8], link: Option<&mut Session>, now: Duration) {
+        let Some(link) = link.filter(|link| link.is_ready()) else { return };
+        if link.info().is_some_and(|info| payload.len() as u64 <= info.max_payload) {
+            link.publish(self.subject(), payload, now);
+        }
+    }
+
     /// Publishes there why no digest comes.
     pub(crate) fn refuse(&self, rejection: &Rejection, link: &mut Session, now: Duration) {
         if !link.info().is_some_and(|info| info.headers) {

@@ -29,6 +29,7 @@ use crate::book::Book;
 use crate::logic::{Counters, Logic, Notice, RejectionLog, micros};
 use crate::message::{self, Rejection};
 use crate::reply::{Replies, ReplyTo};
+use crate::service_api::Listener;
 use causal::Causal;
 
 /// A shard's number, less than the number of shards.
@@ -110,6 +111,8 @@ pub struct Shard {
     id: ShardId,
     config: ShardConfig,
     replies: Replies,
+    /// For one shard of a service.
+    service_api: Option<Listener>,
     book: Book,
     link: Option<Session>,
     /// Published, and not yet proved to have been read by the server; oldest first.
@@ -215,6 +218,7 @@ impl Shard {
         Self {
             id,
             replies: Replies::new([changed, send, digest, rejected].map(String::as_str)),
+            service_api: None,
             config,
             book: Book::new(),
             link: None,
@@ -240,6 +244,9 @@ impl Shard {
 
     fn on_ready(&mut self, now: Duration) {
         let link = self.link.as_mut().expect("it just told that it is ready");
+        if let Some(service_api) = &self.service_api {
+            service_api.subscribe(link, now);
+        }
         if self.drain == Drain::Not {
             let subjects = &self.config.subjects;
             let queue = QueueGroup::new(&self.config.queue_group).expect("checked with the configuration");
@@ -252,11 +259,15 @@ impl Shard {
     }
 
     /// Without its subscriptions a shard is deaf, and a digest that was refused must not count as delivered. So the link is
-    /// given up, and what is not settled is sent again on the next one. What can be done without is anything else that the
-    /// server does not let us publish: a dead letter, or an answer, whose subject is a stranger's choice.
+    /// given up, and what is not settled is sent again on the next one. What can be done without is the service API, and
+    /// anything else that the server does not let us publish: a dead letter, or an answer, whose subject is a stranger's choice.
     fn on_refused(&mut self, text: &ErrText<'_>, now: Duration) -> Result<(), Fault> {
-        self.counters.refused += 1;
         let text = text.to_string();
+        if let Some(is_to_be_said) = self.service_api.as_mut().and_then(|api| api.on_refused(&text)) {
+            self.notices.extend(is_to_be_said.then_some(Notice::Refused(text)));
+            return Ok(());
+        }
+        self.counters.refused += 1;
         let digest = format!("\"{}\"", self.config.subjects.digest);
         if text.strip_prefix(PUBLISH_REFUSED).is_none_or(|subject| subject.starts_with(&digest)) {
             return Err(Fault::Refused(text));
@@ -268,7 +279,12 @@ impl Shard {
     }
 
     fn on_message(&mut self, message: &Message<'_>, now: Duration) {
-        let is_change = message.sid_number() == Some(CHANGED_SID);
+        let sid = message.sid_number();
+        let is_change = sid == Some(CHANGED_SID);
+        if !is_change && sid != Some(SEND_SID) {
+            let asked = self.service_api.as_ref().and_then(|api| api.question(message));
+            return self.notices.extend(asked.map(|(question, reply)| Notice::Asked(question, reply)));
+        }
         let decode = if is_change { message::decode_change } else { message::decode_request };
         match decode(message.payload) {
             Ok(Command::Apply(change)) => {
@@ -321,13 +337,13 @@ impl Shard {
         self.reply_bytes += reply_bytes(&request.reply);
         // On one connection the server keeps the order.
         if self.config.is_eager || self.mail.len() == 1 {
-            self.answer(request);
+            self.take_up(request);
         } else {
             self.causal.ask(request);
         }
     }
 
-    fn answer(&mut self, request: Request) {
+    fn take_up(&mut self, request: Request) {
         if self.is_full() {
             return self.postponed.push_back(request);
         }
@@ -370,7 +386,7 @@ impl Shard {
 
     fn answer_what_passed(&mut self) {
         for request in self.causal.passed() {
-            self.answer(request);
+            self.take_up(request);
         }
     }
 
@@ -399,6 +415,7 @@ impl Shard {
 
     fn reject(&mut self, letter: DeadLetter, now: Duration) {
         self.counters.rejected[letter.rejection.reason as usize] += 1;
+        self.counters.rejected_requests += u64::from(!letter.is_change);
         self.counters.answers += u64::from(letter.reply.is_some());
         self.counters.rejected_requests += u64::from(!letter.is_change);
         let subjects = &self.config.subjects;
@@ -616,6 +633,16 @@ impl Logic for Shard {
 
     fn notices(&mut self) -> &mut Vec<Notice> {
         &mut self.notices
+    }
+
+    fn answer_as(&mut self, instance: &str) {
+        self.service_api = Some(Listener::new(instance));
+    }
+
+    fn answer(&mut self, reply: &ReplyTo, payload: &[u8], now: Duration) {
+        if self.output().len() < self.config.output_bytes_max {
+            reply.publish(payload, self.link.as_mut(), now);
+        }
     }
 
     fn counters(&self) -> &Counters {

@@ -42,6 +42,19 @@ pub struct CoreStatus {
     pub reads: ReadSizes,
     /// Bytes written to the server.
     pub written_bytes: u64,
+    /// The bad message that its log named last.
+    pub last_rejection: Option<Rejected>,
+}
+
+/// A bad message.
+#[derive(Clone, Debug)]
+pub struct Rejected {
+    /// When it came.
+    pub at: Duration,
+    /// Where it came from.
+    pub subject: String,
+    /// What was expected and what came.
+    pub text: String,
 }
 
 /// The last word of each core.

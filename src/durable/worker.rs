@@ -35,6 +35,7 @@ use crate::durable::user::{Done, Operation, Pending, Refusal, Refused, User, Use
 use crate::logic::{Counters, Logic, Notice, RefusalLog, RejectionLog, micros};
 use crate::message::{self, Reason, Rejection};
 use crate::reply::{Replies, ReplyTo};
+use crate::service_api::Listener;
 
 /// What every worker of an instance has in common.
 #[derive(Clone, Debug)]
@@ -125,6 +126,8 @@ pub struct Worker {
     config: WorkerConfig,
     names: CheckedNames,
     replies: Replies,
+    /// For one worker of an instance.
+    service_api: Option<Listener>,
     link: Option<Session>,
     /// When this has passed, the server has read our subscriptions.
     subscribed: Option<Fence>,
@@ -274,6 +277,7 @@ impl Worker {
         };
         Self {
             replies: replies(&config.names),
+            service_api: None,
             names,
             link: None,
             subscribed: None,
@@ -377,6 +381,9 @@ impl Worker {
 
     fn on_ready(&mut self, now: Duration) {
         let link = self.link.as_mut().expect("it just told that it is ready");
+        if let Some(service_api) = &self.service_api {
+            service_api.subscribe(link, now);
+        }
         self.jetstream.subscribe(link, now);
         for pull in &mut self.pulls {
             pull.subscribe(link, now);
@@ -405,9 +412,22 @@ impl Worker {
         }
         if let (Some(relay), Some(link)) = (&mut self.relay, &mut self.link) {
             match relay.on_message(link, message, now) {
-                None | Some(Came::Said) => {}
-                Some(Came::Relayed(delivery)) => self.on_delivery(&delivery, Source::Member, now),
-                Some(Came::Returned) => self.counters.returned += 1,
+                None => {}
+                Some(Came::Said) => return,
+                Some(Came::Relayed(delivery)) => return self.on_delivery(&delivery, Source::Member, now),
+                Some(Came::Returned) => return self.counters.returned += 1,
+            }
+        }
+        let asked = self.service_api.as_ref().and_then(|api| api.question(message));
+        self.notices.extend(asked.map(|(question, reply)| Notice::Asked(question, reply)));
+    }
+
+    fn on_not_allowed(&mut self, text: String, now: Duration) {
+        match self.service_api.as_mut().and_then(|api| api.on_refused(&text)) {
+            Some(is_to_be_said) => self.notices.extend(is_to_be_said.then_some(Notice::Refused(text))),
+            None => {
+                self.counters.refused += 1;
+                self.notices.extend(self.refusals.note(|| text, now));
             }
         }
     }
@@ -1003,10 +1023,7 @@ impl Logic for Worker {
                 }
                 Some(Event::Info) => self.notices.push(Notice::Info),
                 Some(Event::Passed(_)) => {}
-                Some(Event::Refused(text)) => {
-                    self.counters.refused += 1;
-                    self.notices.extend(self.refusals.note(|| text.to_string(), now));
-                }
+                Some(Event::Refused(text)) => self.on_not_allowed(text.to_string(), now),
             }
         }
         Ok(used_all)
@@ -1123,6 +1140,16 @@ impl Logic for Worker {
 
     fn notices(&mut self) -> &mut Vec<Notice> {
         &mut self.notices
+    }
+
+    fn answer_as(&mut self, instance: &str) {
+        self.service_api = Some(Listener::new(instance));
+    }
+
+    fn answer(&mut self, reply: &ReplyTo, payload: &[u8], now: Duration) {
+        if self.takes_bytes() {
+            reply.publish(payload, self.link.as_mut(), now);
+        }
     }
 
     fn counters(&self) -> &Counters {

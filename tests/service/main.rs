@@ -9,6 +9,7 @@ mod faults;
 mod hostile;
 mod reply;
 mod servers;
+mod service_api;
 mod start;
 mod tls;
 mod world;

@@ -30,7 +30,11 @@ impl Requester {
 
     /// Sends a request whose answer comes to inbox `number`.
     pub fn request(&mut self, number: usize, payload: &str) {
-        let (subject, inbox) = ("SendAlarmDigest", format!("_INBOX.test.{number}"));
+        self.request_of("SendAlarmDigest", number, payload);
+    }
+
+    pub fn request_of(&mut self, subject: &str, number: usize, payload: &str) {
+        let inbox = format!("_INBOX.test.{number}");
         let (subject, reply) = (Subject::new(subject), Subject::new(&inbox));
         let (subject, reply) = (subject.expect("a subject"), reply.expect("a subject"));
         self.0.session().publish_for_reply(subject, reply, None, payload.as_bytes(), Duration::ZERO);

@@ -371,6 +371,7 @@ impl Driver {
                 }
                 // It goes round the servers that it was given.
                 Notice::Info => {}
+                Notice::Asked(..) => {}
                 Notice::Backlog(..) | Notice::Room(..) => unreachable!("there is no durable mode here"),
                 Notice::Refused(text) => warn!(core, server = %self.server(), "server refused: {text}"),
                 Notice::Rejected { subject, rejection, unsaid } => {
