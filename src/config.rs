@@ -759,9 +759,55 @@ fn parse_cpus(list: &str) -> Result<CpuList, String> {
     Ok(CpuList(cpus))
 }
 
+/// Holds the parsers of values against what they promise: what is taken keeps its limits and is the same written another
+/// way, and what is refused is told on one line.
+///
+/// # Panics
+/// When one does not.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub fn check_parsers(text: &str) {
+    let spans = [parse_any_span(text), parse_span(text), parse_coalesce(text)];
+    for span in spans.iter().flatten() {
+        let written = humantime::format_duration(*span).to_string();
+        assert_eq!(parse_any_span(&written).as_ref(), Ok(span), "{text:?} is {written}");
+    }
+    let [any, at_least, at_most] = spans;
+    assert!(any.as_ref().is_ok_and(|span| *span <= SPAN_MAX) || any.is_err());
+    assert_eq!(at_least.is_ok(), any.as_ref().is_ok_and(|span| *span >= Duration::from_millis(1)));
+    assert_eq!(at_most.is_ok(), any.as_ref().is_ok_and(|span| *span <= COALESCE_MAX));
+
+    let cpus = parse_cpus(text);
+    if let Ok(CpuList(cpus)) = &cpus {
+        let written: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+        assert_eq!(parse_cpus(&written.join(",")).as_ref(), Ok(&CpuList(cpus.clone())));
+    }
+    let texts = [parse_subject(text), parse_queue_group(text), parse_name(text)];
+    for taken in texts.iter().flatten() {
+        assert!(
+            taken == text && taken.len() <= SUBJECT_BYTES_MAX && !taken.contains([' ', '\t', '\r', '\n'])
+        );
+    }
+    let user = parse_user(text);
+    assert!(user.iter().all(|user| user.0.with_text(|user| user == text)));
+    let refusals = [any.err(), at_least.err(), at_most.err(), cpus.err(), user.err()];
+    for refusal in refusals.into_iter().flatten().chain(texts.into_iter().filter_map(Result::err)) {
+        assert!(!refusal.is_empty(), "{text:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_mean_the_same_written_another_way() {
+        for text in
+            ["", "1h 5m", "100years", "101years", "0s", "1us", "0-3,7", "3-1", "a.b", "a b", ">", "\u{a0}"]
+        {
+            check_parsers(text);
+        }
+    }
 
     #[test]
     fn the_command_line_is_sound() {

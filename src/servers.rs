@@ -126,7 +126,7 @@ fn host_and_port(authority: &str) -> Result<(String, u16), String> {
         },
         None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
     };
-    if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/') {
+    if host.is_empty() || host.contains(|c: char| c.is_whitespace() || "/[]".contains(c)) {
         return Err(format!("expected HOST or HOST:PORT, got `{authority}`"));
     }
     let port = port
@@ -158,6 +158,9 @@ fn percent_decode(text: &str) -> Result<String, String> {
     }
     String::from_utf8(bytes).map_err(|_| "expected UTF-8 in the credentials of a URL".into())
 }
+
+/// More servers than a cluster has. Each of them is tried before the configured ones are again.
+const TOLD_MAX: usize = 64;
 
 /// All servers that may be connected to, and the one that is.
 #[derive(Clone, Debug)]
@@ -212,6 +215,7 @@ impl Servers {
             .iter()
             .filter_map(|url| self.current.told_of(url).ok())
             .filter(|told| !self.configured.iter().any(|server| server.is_where(told)))
+            .take(TOLD_MAX)
             .collect();
     }
 
@@ -242,7 +246,7 @@ mod tests {
             assert_eq!(server(url).to_string(), shown);
         }
         for url in [
-            "", ":4222", "nats://", "tls://", "x:y", "x:65536", "x:1:2", "[::1", "a b", "x/y", "ws://x", "u@",
+            "", ":4222", "nats://", "tls://", "x:y", "x:65536", "x:1:2", "[::1", "a b", "x/y", "ws://x", "u@", "[[]", "a]",
         ] {
             assert!(Server::parse(url, None, &Tls::default()).is_err(), "{url}");
         }
@@ -355,6 +359,14 @@ mod tests {
         assert_eq!(servers.current().to_string(), "c:1", "we are still there");
         servers.advance();
         assert_eq!(rounds(&servers), ["a", "b", "d", "a", "b", "d"]);
+    }
+
+    #[test]
+    fn a_server_that_tells_of_servers_without_end_is_believed_in_part() {
+        let mut servers = Servers::new(vec![server("a")], 0);
+        let urls: Vec<String> = (0..60_000).map(|port| format!("b:{port}")).collect();
+        servers.learn(&urls);
+        assert_eq!(servers.all().count(), 65, "we come back to ours before long");
     }
 
     #[test]
