@@ -50,6 +50,12 @@ const LIVED_LONG: Duration = Duration::from_secs(5);
 /// The first wait after an attempt to connect failed.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 
+/// Between two lines about links that are lost for ever other reasons.
+const SAID_EVERY: Duration = Duration::from_secs(1);
+
+/// Of what a server says that is repeated in the log. Its own sentences have some 100; a lie can have a mebibyte.
+const SAID_BYTES_MAX: usize = 500;
+
 /// What all drivers share.
 pub struct Common {
     pub servers: Vec<Server>,
@@ -104,6 +110,10 @@ pub struct Driver<L> {
     timer: Option<Timer>,
     /// Failures in a row; a link that did not live for long is one.
     attempts: u32,
+    /// Why a link was lost, as it was last said, and when.
+    said: Option<(Duration, String)>,
+    /// Since it was last said that there is a link.
+    is_loss_said: bool,
     /// When this link was ready, if it is.
     ready_at: Option<Duration>,
     servers: Servers,
@@ -164,6 +174,8 @@ impl<L: Logic> Driver<L> {
             tick_at: TICK,
             timer: None,
             attempts: 0,
+            said: None,
+            is_loss_said: false,
             ready_at: None,
             has_been_ready: false,
             reads: ReadSizes::default(),
@@ -478,10 +490,13 @@ impl<L: Logic> Driver<L> {
             self.attempts = 0;
         }
         let (core, server, attempt) = (self.id.0, self.server(), self.attempts + 1);
-        // The first time and then ever less often, until a link has lived for long again.
-        if attempt.is_power_of_two() {
+        let (text, now) = (self.with_advice(&why.to_string()), self.epoch.elapsed());
+        let is_new = self.said.as_ref().is_none_or(|(at, said)| *said != text && now >= *at + SAID_EVERY);
+        // The first time and then ever less often, until a link has lived for long again; and what was not said last.
+        if attempt.is_power_of_two() || is_new {
             let what = if lived.is_some() { "disconnected" } else { "cannot connect, trying on" };
-            warn!(core, %server, attempt, "{what}: {}", self.with_advice(&why.to_string()));
+            warn!(core, %server, attempt, "{what}: {text}");
+            (self.said, self.is_loss_said) = (Some((now, text)), true);
         }
         self.say_goodbye();
         if let Link::Up { stream, .. } = &mut self.link {
@@ -509,9 +524,10 @@ impl<L: Logic> Driver<L> {
 
     /// What the server said, and what can be done about it where that is known.
     fn with_advice(&self, text: &str) -> String {
+        let shown = fit_for_a_log(text);
         match advice(text, self.server().credentials.as_ref()) {
-            Some(advice) => format!("{text}: {advice}"),
-            None => text.into(),
+            Some(advice) => format!("{shown}: {advice}"),
+            None => shown,
         }
     }
 
@@ -572,9 +588,11 @@ impl<L: Logic> Driver<L> {
         self.say_status(self.epoch.elapsed());
         self.learn_servers();
         let link = self.logic.link().and_then(|link| link.info());
-        let version = link.map_or("", |info| info.version.as_str());
+        let version = link.map_or_else(String::new, |info| fit_for_a_log(&info.version));
         if self.has_been_ready {
-            info!(core = self.id.0, server = %self.server(), version, "reconnected");
+            if std::mem::take(&mut self.is_loss_said) {
+                info!(core = self.id.0, server = %self.server(), version, "reconnected");
+            }
             return;
         }
         self.has_been_ready = true;
@@ -595,6 +613,19 @@ fn say_backlog(news: News, queue: &Backlog) {
             "messages keep coming again: they cannot be done, or whoever gets them does not live to do them"
         ),
     }
+}
+
+/// What a stranger said, cut, and without what would do something to a terminal.
+fn fit_for_a_log(text: &str) -> String {
+    let end = text.floor_char_boundary(SAID_BYTES_MAX);
+    let mut shown = String::with_capacity(end);
+    for letter in text[..end].chars() {
+        if letter.is_control() { shown.extend(letter.escape_default()) } else { shown.push(letter) }
+    }
+    if end < text.len() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// Twice as long each time up to `max`, and each time between a half and the whole of that, so that cores which lost

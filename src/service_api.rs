@@ -11,6 +11,7 @@
 //!
 //! Never: anything that the service depends on. Where the server forbids `$SRV`, nobody finds us, and that is all.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use nats_wire::session::Session;
@@ -55,8 +56,8 @@ pub(crate) struct Listener {
     was_refused: bool,
 }
 
-/// Nine from here on, beyond those of `shard` and `durable`.
-const SID: u64 = 21;
+/// Beyond those of `shard` and `durable`.
+pub(crate) const SIDS: RangeInclusive<u64> = 21..=29;
 
 impl Listener {
     /// For the instance `id`, one token of a subject.
@@ -65,7 +66,7 @@ impl Listener {
     }
 
     pub(crate) fn subscribe(&self, link: &mut Session, now: Duration) {
-        for (filter, sid) in self.filters().iter().zip(SID..) {
+        for (filter, sid) in self.filters().iter().zip(SIDS) {
             let filter = SubjectFilter::new(filter).expect("words, and a token");
             link.subscribe(filter, None, Sid::from(sid), now);
         }
@@ -85,7 +86,7 @@ impl Listener {
 
     /// What `message` asks, and where to answer; none if it is no question that can be answered.
     pub(crate) fn question(&self, message: &Message<'_>) -> Option<(Question, ReplyTo)> {
-        let at = message.sid_number()?.checked_sub(SID)? / 3;
+        let at = message.sid_number()?.checked_sub(*SIDS.start())? / 3;
         let question = *Question::ALL.get(usize::try_from(at).ok()?)?;
         Some((question, self.replies.of(message, message.reply).ok()??))
     }

@@ -29,7 +29,7 @@ use crate::book::Book;
 use crate::logic::{Counters, Logic, Notice, RejectionLog, micros};
 use crate::message::{self, Rejection};
 use crate::reply::{Replies, ReplyTo};
-use crate::service_api::Listener;
+use crate::service_api::{self, Listener};
 use causal::Causal;
 
 /// A shard's number, less than the number of shards.
@@ -278,13 +278,17 @@ impl Shard {
         Ok(())
     }
 
-    fn on_message(&mut self, message: &Message<'_>, now: Duration) {
-        let sid = message.sid_number();
-        let is_change = sid == Some(CHANGED_SID);
-        if !is_change && sid != Some(SEND_SID) {
-            let asked = self.service_api.as_ref().and_then(|api| api.question(message));
-            return self.notices.extend(asked.map(|(question, reply)| Notice::Asked(question, reply)));
-        }
+    fn on_message(&mut self, message: &Message<'_>, now: Duration) -> Result<(), Fault> {
+        let is_change = match message.sid_number() {
+            Some(CHANGED_SID) => true,
+            Some(SEND_SID) => false,
+            Some(sid) if service_api::SIDS.contains(&sid) => {
+                let asked = self.service_api.as_ref().and_then(|api| api.question(message));
+                self.notices.extend(asked.map(|(question, reply)| Notice::Asked(question, reply)));
+                return Ok(());
+            }
+            _ => return Err(Fault::subscription(message)),
+        };
         let decode = if is_change { message::decode_change } else { message::decode_request };
         match decode(message.payload) {
             Ok(Command::Apply(change)) => {
@@ -308,6 +312,7 @@ impl Shard {
                 self.reject(DeadLetter { is_change, rejection, payload: message.payload.into(), reply }, now);
             }
         }
+        Ok(())
     }
 
     fn reply_of(&mut self, message: &Message<'_>) -> Option<ReplyTo> {
@@ -522,7 +527,7 @@ impl Logic for Shard {
             used_all += used;
             match event {
                 None => break,
-                Some(Event::Message(message)) => self.on_message(&message, now),
+                Some(Event::Message(message)) => self.on_message(&message, now)?,
                 Some(Event::Passed(fence)) => self.on_passed(fence, now),
                 Some(Event::Ready) => self.on_ready(now),
                 Some(Event::Info) => self.notices.push(Notice::Info),

@@ -410,6 +410,11 @@ pub enum Fault {
     Info(JsonError),
     /// The server said why it closes the connection.
     Closed(String),
+    /// A message of a subscription that was never made.
+    Subscription {
+        /// The sid that came, or its first bytes.
+        came: String,
+    },
     /// An operation that has no place here.
     Unexpected {
         /// What had its place.
@@ -456,6 +461,9 @@ impl fmt::Display for Fault {
             Self::Info(error) => write!(f, "expected INFO with a JSON object: {error}"),
             Self::Closed(text) => write!(f, "server closed the connection: {text}"),
             Self::Refused(text) => write!(f, "server refused: {text}"),
+            Self::Subscription { came } => {
+                write!(f, "expected a message of a subscription of ours, got one of `{came}`")
+            }
             Self::Unexpected { expected, came } => write!(f, "expected {expected}, got {came}"),
             Self::Handshake { expected, within } => {
                 write!(f, "expected {expected} within {within:?} of connecting, got nothing")
@@ -472,6 +480,18 @@ impl fmt::Display for Fault {
 }
 
 impl core::error::Error for Fault {}
+
+impl Fault {
+    /// A message came of a subscription that the caller does not know.
+    #[must_use]
+    pub fn subscription(message: &Message<'_>) -> Self {
+        let sid = &message.sid[..message.sid.len().min(SID_BYTES_SHOWN_MAX)];
+        Self::Subscription { came: sid.escape_ascii().to_string() }
+    }
+}
+
+/// Of a sid that we never gave.
+const SID_BYTES_SHOWN_MAX: usize = 64;
 
 impl From<DecodeError> for Fault {
     fn from(error: DecodeError) -> Self {

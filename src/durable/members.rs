@@ -183,6 +183,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(4);
 /// that one hangs, and so much gathers in the server for it. Each of them may have its share of this.
 const UNREAD_MAX: u32 = 4096;
 
+/// Others that are remembered: more than anybody runs, and few enough to be looked through. Whoever may publish here can
+/// speak for as many as he likes.
+const PEERS_MAX: usize = 1023;
+
 /// The least share, for relays to be possible at all.
 const UNREAD_MAX_AT_LEAST: u32 = 64;
 
@@ -211,6 +215,12 @@ impl Members {
         self.peers.len() + 1
     }
 
+    /// Whether `member` is one of the others.
+    #[must_use]
+    pub fn knows(&self, member: Member) -> bool {
+        self.peers.iter().any(|peer| peer.member == member)
+    }
+
     /// Where a message for `user` is to be done. Who is told to relay it does so.
     pub fn place(&mut self, user: &UserId) -> Place {
         let user = UserHash::of(user);
@@ -231,6 +241,9 @@ impl Members {
         }
         if said == Said::Leave {
             return self.forget(member);
+        }
+        if self.peers.len() == PEERS_MAX && !self.knows(member) {
+            return;
         }
         let at = self.peers.iter().position(|peer| peer.member == member).unwrap_or_else(|| {
             self.peers.push(Peer::new(member, now));
@@ -312,6 +325,16 @@ mod tests {
         let mut members = Members::new(member(0));
         others.for_each(|other| members.on_said(Said::Beat, member(other), Duration::ZERO));
         members
+    }
+
+    #[test]
+    fn strangers_without_end_are_not_all_remembered() {
+        let mut members = with(1..5000);
+        assert_eq!(members.count(), 1024);
+        // Who is known goes on, and who is gone makes room.
+        members.on_said(Said::Leave, member(1), Duration::ZERO);
+        members.on_said(Said::Beat, member(5000), Duration::ZERO);
+        assert_eq!(members.count(), 1024);
     }
 
     /// Where a user is at home, however much its home has to do.

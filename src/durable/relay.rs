@@ -57,6 +57,7 @@ pub(super) enum Came<'a> {
 const ALL_SID: u64 = 11;
 const ME_SID: u64 = 12;
 const INBOX_SID: u64 = 13;
+pub(super) const SIDS: std::ops::RangeInclusive<u64> = ALL_SID..=INBOX_SID;
 
 const ACK: &str = "Alarm-Digest-Ack";
 const SUBJECT: &str = "Alarm-Digest-Subject";
@@ -206,11 +207,11 @@ impl Relay {
         self.members.on_said(said, member, now);
         match said {
             Said::Join => self.say(link, Said::Beat, Some(member), now),
-            Said::Ask(question) => {
+            Said::Ask(question) if self.members.knows(member) => {
                 self.askers.retain(|(asker, _)| *asker != member);
                 self.askers.push((member, question));
             }
-            Said::Beat | Said::Leave | Said::Read(_) => {}
+            Said::Beat | Said::Leave | Said::Ask(_) | Said::Read(_) => {}
         }
     }
 

@@ -30,12 +30,12 @@ use crate::alarm::{Command, Digest, Timestamp, UserId};
 use crate::durable::backlog::{Backlog, BacklogLog, LOOK_EVERY, ROOMS, Room};
 use crate::durable::members::Member;
 use crate::durable::record::{Nonce, token};
-use crate::durable::relay::{Came, Relay};
+use crate::durable::relay::{self, Came, Relay};
 use crate::durable::user::{Done, Operation, Pending, Refusal, Refused, User, UserLimits};
 use crate::logic::{Counters, Logic, Notice, RefusalLog, RejectionLog, micros};
 use crate::message::{self, Reason, Rejection};
 use crate::reply::{Replies, ReplyTo};
-use crate::service_api::Listener;
+use crate::service_api::{self, Listener};
 
 /// What every worker of an instance has in common.
 #[derive(Clone, Debug)]
@@ -218,6 +218,11 @@ enum Drain {
 const PULLS: usize = 2;
 const REPLY_SID: u64 = 1;
 const PULL_SID: u64 = 2;
+const SIDS: std::ops::RangeInclusive<u64> = REPLY_SID..=PULL_SID + PULLS as u64 - 1;
+
+/// Messages that are held at most, in terms of how many are asked for: our own, and those that others may relay to us before
+/// we answer. A server that sends more keeps no promise.
+const OPEN_FACTOR: usize = 4;
 
 /// Bytes that a request for messages asks for. Two of them are a quarter of what a server lets wait for a client, 64 MiB by
 /// default, before it closes the connection of who does not read in time.
@@ -394,7 +399,16 @@ impl Worker {
         self.subscribed = Some(link.fence(now));
     }
 
-    fn on_message(&mut self, message: &Message<'_>, now: Duration) {
+    fn on_message(&mut self, message: &Message<'_>, now: Duration) -> Result<(), Fault> {
+        let ours = [SIDS, relay::SIDS, service_api::SIDS];
+        if !message.sid_number().is_some_and(|sid| ours.iter().any(|sids| sids.contains(&sid))) {
+            return Err(Fault::subscription(message));
+        }
+        self.on_our_message(message, now);
+        Ok(())
+    }
+
+    fn on_our_message(&mut self, message: &Message<'_>, now: Duration) {
         if let Some(reply) = self.jetstream.on_message(message) {
             return self.on_reply(&reply, now);
         }
@@ -447,6 +461,11 @@ impl Worker {
     }
 
     fn on_delivery(&mut self, delivery: &Delivery<'_>, source: Source, now: Duration) {
+        if self.open >= OPEN_FACTOR * self.config.open_max {
+            let text = || "more messages came than were asked for, and will come again".into();
+            self.notices.extend(self.refusals.note(text, now));
+            return self.obey(None, delivery, now);
+        }
         let is_again = delivery.ack.delivered > 1;
         self.counters.redelivered += u64::from(is_again && source == Source::Queue);
         let message = &delivery.message;
@@ -1009,7 +1028,7 @@ impl Logic for Worker {
             used_all += used;
             match event {
                 None => break,
-                Some(Event::Message(message)) => self.on_message(&message, now),
+                Some(Event::Message(message)) => self.on_message(&message, now)?,
                 Some(Event::Passed(fence)) if self.drain == Drain::Reading(fence) => {
                     self.drain = Drain::Finishing
                 }

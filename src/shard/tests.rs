@@ -519,3 +519,14 @@ fn the_owner_is_the_same_on_every_machine_and_in_every_version() {
         }
     }
 }
+
+#[test]
+fn a_message_of_a_subscription_that_we_never_made_ends_the_connection() {
+    for sid in ["3", "0", "x", "18446744073709551616"] {
+        let mut shard = ready(1);
+        let message = format!("MSG send {sid} 16\r\n{{\"UserID\":\"ann\"}}\r\n");
+        let fault = shard.receive(message.as_bytes(), NOW).expect_err(sid).to_string();
+        assert_eq!(fault, format!("expected a message of a subscription of ours, got one of `{sid}`"));
+        assert_eq!(shard.counters().requests, 0);
+    }
+}

@@ -41,6 +41,9 @@ fn check(says: &[u8], then_closes: bool, expected: &str) {
     service.wait_for_lines(expected, 2, SOON).expect("it tries again");
     let resident = service.usage().expect("it runs").resident_bytes_max;
     assert!(resident < 200 << 20, "{} MiB for `{expected}`", resident >> 20);
+    let log = service.log();
+    assert!(log.lines().all(|line| line.len() < 2000), "a line of any length for `{expected}`");
+    assert!(!log.contains('\x1b'), "what a terminal obeys, for `{expected}`");
 }
 
 #[test]
@@ -59,6 +62,77 @@ fn a_server_that_sends_no_nats() {
         false,
         "expected the server to finish the TLS handshake, got nothing in time",
     );
+}
+
+#[test]
+fn a_server_that_is_no_server_for_us() {
+    check(b"INFO {\"max_payload\":0}\r\n", false, "with max_payload of at least 3272 bytes, got 0");
+    check(b"INFO {\"max_payload\":-1}\r\n", false, "invalid value: integer `-1`, expected u64");
+    check(b"INFO {\"max_payload\":1e99}\r\n", false, "expected INFO with a JSON object");
+    let text = "x".repeat(500_000);
+    check(format!("INFO {{\"max_payload\":\"{text}\"}}\r\n").as_bytes(), false, "invalid type: string");
+    check(format!("-ERR '\x1b[2J{}'\r\n", &text[..10_000]).as_bytes(), false, "\\u{1b}[2Jxxx");
+    check(
+        format!("INFO {{\"max_payload\":{}}}\r\nPONG\r\n", u64::MAX).as_bytes(),
+        false,
+        "heard nothing for",
+    );
+    // It changes its mind.
+    check(format!("{READY}INFO {{\"max_payload\":100}}\r\n").as_bytes(), false, "got 100");
+    check(
+        format!("{READY}{}", "INFO {\"max_payload\":4000}\r\n".repeat(100_000)).as_bytes(),
+        false,
+        "heard nothing for",
+    );
+    check(
+        format!("{READY}MSG nobody.asked 99 2\r\n{{}}\r\n").as_bytes(),
+        false,
+        "expected a message of a subscription of ours, got one of `99`",
+    );
+}
+
+#[test]
+fn a_server_that_closes_for_every_reason() {
+    for text in [
+        "Unknown Protocol Operation",
+        "Attempted To Connect To Route Port",
+        "Authorization Timeout",
+        "Invalid Client Protocol",
+        "Maximum Control Line Exceeded",
+        "Parser Error",
+        "Secure Connection - TLS Required",
+        "Stale Connection",
+        "Slow Consumer",
+        "Maximum Payload Violation",
+        "",
+    ] {
+        check(
+            format!("{READY}-ERR '{text}'\r\n").as_bytes(),
+            false,
+            &format!("server closed the connection: {text}"),
+        );
+    }
+    let refused = "Permissions Violation for Subscription to \"SendAlarmDigest\"";
+    check(format!("{READY}-ERR '{refused}'\r\n").as_bytes(), false, "server refused: Permissions Violation");
+}
+
+#[test]
+fn a_reason_that_was_not_said_last_is_said() {
+    let sessions = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = listener.local_addr().expect("it is bound").to_string();
+    let count = std::sync::Arc::clone(&sessions);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            // Among attempts 41 to 60 there is no power of two.
+            if (40..60).contains(&count.fetch_add(1, std::sync::atomic::Ordering::AcqRel)) {
+                let _ = stream.write_all(b"-ERR 'Maximum Connections Exceeded'\r\n");
+            }
+        }
+    });
+    let arguments = ["--server", &url, "--cores", "1", "--reconnect-delay-max", "100ms"];
+    let mut service = Process::spawn(&program(&arguments)).expect("it starts");
+    service.wait_for_line("Maximum Connections Exceeded", SOON).expect("it says so");
 }
 
 #[test]

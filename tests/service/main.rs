@@ -7,6 +7,8 @@ mod contract;
 mod credentials;
 mod faults;
 mod hostile;
+mod nonsense;
+mod proxy;
 mod reply;
 mod servers;
 mod service_api;

@@ -373,3 +373,37 @@ fn a_bad_request_is_answered_and_nothing_at_our_own_subjects() {
     }
     assert_eq!(end.worker.counters.unanswered, 3);
 }
+
+#[test]
+fn a_message_of_a_subscription_that_we_never_made_ends_the_connection() {
+    let mut end = End::new(config(), 1 << 20);
+    assert_eq!(end.hears("MSG _INBOX.a.99 1 2\n{}\n"), "", "a reply may be late");
+    let fault =
+        end.worker.receive(b"MSG _INBOX.a.0 4 2\r\n{}\r\n", NOW).expect_err("4 is nobody's").to_string();
+    assert_eq!(fault, "expected a message of a subscription of ours, got one of `4`");
+}
+
+#[test]
+fn a_server_that_sends_more_than_was_asked_for_fills_no_memory() {
+    let mut end = End::new(config(), 1 << 20);
+    for sequence in 0..10_000 {
+        let user = format!(r#"{{"UserID":"user {sequence}"}}"#);
+        end.delivers("alarms.digest", sequence, 1, &user);
+    }
+    assert!(end.worker.unsettled() <= 400, "{} wait", end.worker.unsettled());
+    assert!(end.worker.holds().0 <= 400, "{:?} users", end.worker.holds());
+    assert!(end.delivers("alarms.digest", 10_001, 1, "{}").contains("-NAK {\"delay\":30000000000}"));
+    let said = end.worker.notices().iter().filter(|notice| matches!(notice, Notice::Refused(_))).count();
+    assert_eq!(said, 1);
+}
+
+#[test]
+fn who_asks_without_end_is_one_of_a_thousand_at_most() {
+    let mut end = End::new(WorkerConfig { affinity: true, ..config() }, 1 << 20);
+    for member in 2..5000 {
+        end.worker.open = 1000; // so that nobody is answered
+        end.hears(&format!("MSG AD.member.0000000000000001 12 22\nask {member:016x} 7\n"));
+    }
+    end.worker.open = 0;
+    assert_eq!(end.turn().matches("read ").count(), 1023);
+}
