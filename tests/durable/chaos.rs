@@ -22,6 +22,7 @@ use nats_server_fixture::{Process, Server, Signal};
 use serde_json::json;
 
 use crate::command;
+use crate::proxy::Proxy;
 use crate::world::{SOON, at, exit_code};
 
 const USERS: u32 = 200;
@@ -47,11 +48,23 @@ pub struct Setup {
     pub padding: usize,
     /// The least time that a chunk takes.
     pub pace: Duration,
+    /// Instances reach the servers through proxies.
+    pub is_proxied: bool,
+    /// The fault goes on for no longer, whoever says so.
+    pub seconds_max: u64,
 }
 
 impl Setup {
     pub fn new(what: &'static str) -> Self {
-        Self { what, instances: 3, arguments: &[], padding: 0, pace: Duration::from_millis(50) }
+        Self {
+            what,
+            instances: 3,
+            arguments: &[],
+            padding: 0,
+            pace: Duration::from_millis(50),
+            is_proxied: false,
+            seconds_max: u64::MAX,
+        }
     }
 }
 
@@ -60,7 +73,10 @@ pub struct World {
     pub rng: Rng,
     pub servers: Vec<Server>,
     pub instances: Vec<Process>,
-    urls: String,
+    /// Of each instance to each server, where there are any.
+    pub proxies: Vec<Vec<Proxy>>,
+    /// What each instance is told of servers.
+    urls: Vec<String>,
     arguments: &'static [&'static str],
     until: Instant,
     injected: BTreeMap<&'static str, u64>,
@@ -96,12 +112,24 @@ impl World {
 
     /// Starts an instance where one was killed.
     pub fn start_instance(&mut self, at: usize) {
-        self.instances[at] = spawn(&self.urls, self.arguments);
+        self.instances[at] = spawn(&self.urls[at], self.arguments);
+    }
+
+    /// Ends an instance as operators do, and starts another one.
+    pub fn replace_instance(&mut self, at: usize) {
+        self.instances[at].signal(Signal::TERM).expect("it runs");
+        let code = exit_code(&mut self.instances[at]);
+        assert!(code < 2, "{}", self.instances[at].log());
+        self.logs.push_str(&self.instances[at].log());
+        self.start_instance(at);
+        self.instances[at].wait_for_line("all cores are connected", SOON).expect("it connects");
     }
 
     /// Adds an instance that knows the server by this address only.
     pub fn add_instance_on(&mut self, address: SocketAddr) {
-        self.instances.push(spawn(&format!("nats://{address}"), self.arguments));
+        let url = format!("nats://{address}");
+        self.instances.push(spawn(&url, self.arguments));
+        self.urls.push(url);
     }
 
     /// Whether any instance has said so.
@@ -150,14 +178,21 @@ fn spawn(urls: &str, arguments: &[&str]) -> Process {
 /// must become empty. Says how many refusals the publisher got.
 pub fn chaos(setup: &Setup, servers: Vec<Server>, fault: impl FnOnce(&mut World)) -> Published {
     let seed = number("ALARM_DIGEST_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..));
-    let seconds = number("ALARM_DIGEST_CHAOS_SECONDS").unwrap_or(FAULT_SECONDS);
+    let seconds = number("ALARM_DIGEST_CHAOS_SECONDS").unwrap_or(FAULT_SECONDS).min(setup.seconds_max);
     let context = format!("{} on {}, ALARM_DIGEST_CHAOS_SEED={seed}", setup.what, servers[0].binary());
     eprintln!("{context}");
 
-    let urls = servers.iter().map(Server::url).collect::<Vec<_>>().join(",");
+    let proxies_of = |_| servers.iter().map(|server| Proxy::start(server.addr())).collect();
+    let proxies: Vec<Vec<Proxy>> =
+        if setup.is_proxied { (0..setup.instances).map(proxies_of).collect() } else { Vec::new() };
+    let url_of = |instance: usize| match proxies.get(instance) {
+        Some(proxies) => proxies.iter().map(|proxy| format!("nats://{}", proxy.addr())).collect::<Vec<_>>(),
+        None => servers.iter().map(Server::url).collect(),
+    };
+    let urls: Vec<String> = (0..setup.instances).map(|instance| url_of(instance).join(",")).collect();
     // One after the other: of two that make the same stream at once, 2.9.10 may refuse one for an overlap with itself.
-    let started = |_| {
-        let mut instance = spawn(&urls, setup.arguments);
+    let started = |at: usize| {
+        let mut instance = spawn(&urls[at], setup.arguments);
         instance.wait_for_line("all cores are connected", SOON).expect("it connects");
         instance
     };
@@ -167,6 +202,7 @@ pub fn chaos(setup: &Setup, servers: Vec<Server>, fault: impl FnOnce(&mut World)
         rng: Rng::with_seed(seed),
         servers,
         instances,
+        proxies,
         urls,
         arguments: setup.arguments,
         until: Instant::now() + Duration::from_secs(seconds),
@@ -292,7 +328,7 @@ fn request(user: u32) -> (&'static str, Vec<u8>) {
     ("SendAlarmDigest", json!({ "UserID": name(user) }).to_string().into_bytes())
 }
 
-fn number(name: &str) -> Option<u64> {
+pub fn number(name: &str) -> Option<u64> {
     std::env::var(name)
         .ok()
         .map(|text| text.parse().unwrap_or_else(|_| panic!("{name}: not a number: {text}")))

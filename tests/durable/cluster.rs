@@ -83,7 +83,7 @@ fn cluster(what: &'static str, fault: impl Fn(&mut World)) {
     }
 }
 
-fn await_meta_leader(server: &Server) {
+pub fn await_meta_leader(server: &Server) {
     let deadline = Instant::now() + SOON;
     loop {
         let named = Streams::connect(server.addr(), "AD").map_err(|error| error.to_string());

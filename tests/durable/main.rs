@@ -1,6 +1,7 @@
 //! The durable mode on real JetStream servers: what it promises when nothing goes wrong is here; `chaos` puts it under
 //! load, and `instances`, `network`, `servers`, `cluster` and `limits` break what they are named after while that goes on;
-//! `start` is about what is there before.
+//! `random`
+//! breaks anything, for as long as one likes; `start` is about what is there before.
 
 mod chaos;
 #[allow(dead_code, reason = "the program uses the rest")]
@@ -10,6 +11,10 @@ mod cluster;
 mod instances;
 mod limits;
 mod network;
+#[allow(dead_code, reason = "the other tests use the rest")]
+#[path = "../service/proxy.rs"]
+mod proxy;
+mod random;
 mod reply;
 mod servers;
 mod start;

@@ -1,5 +1,6 @@
 //! The program against real servers. Ports are chosen free, every wait has a deadline, and what fails shows its logs.
 
+mod chaos;
 #[allow(dead_code, reason = "the program uses the rest")]
 #[path = "../../src/client.rs"]
 mod client;
@@ -14,4 +15,5 @@ mod servers;
 mod service_api;
 mod start;
 mod tls;
+mod witness;
 mod world;

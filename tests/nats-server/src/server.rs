@@ -43,6 +43,7 @@ pub struct Builder {
     config: String,
     monitor: bool,
     is_tls_first: bool,
+    unadvertised: bool,
 }
 
 impl Builder {
@@ -68,6 +69,12 @@ impl Builder {
     /// With clients that speak first, as `handshake_first` of its `tls` has it: then it answers when it says so in its log.
     pub fn tls_first(mut self) -> Self {
         self.is_tls_first = true;
+        self
+    }
+
+    /// In a cluster, without telling clients of the others.
+    pub fn unadvertised(mut self) -> Self {
+        self.unadvertised = true;
         self
     }
 
@@ -98,7 +105,10 @@ impl Builder {
         let routes = routes.join(", ");
         let start = |port: Port| {
             let listen = addr(&port);
-            let lines = format!("cluster {{ name: fixture, listen: \"{listen}\", routes: [{routes}] }}");
+            let lines = format!(
+                "cluster {{ name: fixture, listen: \"{listen}\", routes: [{routes}], no_advertise: {} }}",
+                self.unadvertised
+            );
             let server = self.clone().config(&lines).start()?;
             Ok(Server { _route: Some(port), ..server })
         };
@@ -170,7 +180,7 @@ enum Start {
 impl Server {
     /// A server that is still to be configured.
     pub fn builder(binary: &Binary) -> Builder {
-        Builder { binary: binary.clone(), config: String::new(), monitor: false, is_tls_first: false }
+        Builder { binary: binary.clone(), config: String::new(), monitor: false, is_tls_first: false, unadvertised: false }
     }
 
     /// A server with the defaults of nats-server.

@@ -1,0 +1,566 @@
+//! Memory mode under load, with everything broken that can be: servers killed, stopped and replaced, the network cut, held
+//! and slowed, the service stopped and cut off as a slow consumer.
+//!
+//! ```text
+//! publisher ── changes and requests, some of which a dying server takes along ──►│ all of it once more │ each user once │ verdict
+//! service ─── proxies with a witness ─── servers ───────────────────────────────────────────────────────────────────────┘
+//! faults ──── one after the other, and a look at the quiet between them ────────►│
+//! ```
+//!
+//! What is promised and held: once all was published again, nothing is lost; nothing is told twice but where a link broke;
+//! nothing that is not so is told; and while nothing is broken, on one server, no digest misses the alarm published just
+//! before its request.
+//!
+//! `ALARM_DIGEST_CHAOS_SEED=n` repeats a schedule, `ALARM_DIGEST_CHAOS_SECONDS=n` makes it last longer than the few seconds
+//! that it has among all tests: for hours, in rounds, with
+//! `cargo test --test service --test durable random_faults -- --nocapture`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use alarm_digest::alarm::{Id, UserId};
+use fastrand::Rng;
+use nats_server_fixture::{Binary, Process, Server, Signal, eventually};
+use serde_json::json;
+
+use crate::proxy::Proxy;
+use crate::witness::Witness;
+use crate::world::{Client, SOON, at, exit_code, on_each_server, program, try_connect_to};
+
+const CORES: usize = 2;
+const USERS: u32 = 100;
+const ALARMS: u32 = 10;
+
+/// Messages that are published at once.
+const CHUNK: usize = 100;
+
+/// The least time that a chunk takes.
+const PACE: Duration = Duration::from_millis(30);
+
+/// Longer than the service waits for an answer to its PING, twice.
+const PAST_THE_PINGS: Duration = Duration::from_secs(3);
+
+/// How long faults go on when nobody says otherwise, and at most before all is checked.
+const FAULT_SECONDS: u64 = 6;
+const ROUND_SECONDS_MAX: u64 = 90;
+
+/// Bytes of a field that nobody reads, so that a flood is more than all sockets between hold.
+const PADDING: usize = 16_000;
+
+/// A consumer that does not read is cut off soon.
+const CONFIG: &str = "write_deadline: \"500ms\"\nmax_pending: 4194304";
+
+/// What the servers say before they close a connection that spoke nonsense, and what a core says before it dies.
+const NEVER_SAID: [&str; 5] = ["Violation", "Unknown Protocol", "Parser", "Invalid", "panicked"];
+
+type Fault = fn(&mut World);
+
+const FAULTS: [(&str, Fault); 9] = [
+    ("kill -9 of a server", |world| {
+        let server = world.any_server();
+        world.servers[server].kill();
+        world.pause(500);
+        world.servers[server].restart().expect("a server");
+    }),
+    ("rolling restart of the servers", |world| {
+        for server in 0..world.servers.len() {
+            world.servers[server].stop().expect("it ends");
+            world.pause(200);
+            world.servers[server].restart().expect("a server");
+            world.pause(200);
+        }
+    }),
+    ("SIGSTOP of a server past the pings", |world| {
+        let server = world.any_server();
+        world.servers[server].suspend().expect("it runs");
+        thread::sleep(PAST_THE_PINGS);
+        world.servers[server].resume().expect("it runs");
+    }),
+    ("SIGSTOP of the service past the pings", |world| {
+        world.service.suspend().expect("it runs");
+        thread::sleep(PAST_THE_PINGS);
+        world.service.resume().expect("it runs");
+    }),
+    ("SIGSTOP of the service under a flood", |world| {
+        world.service.suspend().expect("it runs");
+        world.flood(3000);
+        world.service.resume().expect("it runs");
+    }),
+    ("network cut", |world| world.proxies.iter().for_each(Proxy::cut)),
+    ("network cut, and no way back for a while", |world| {
+        world.proxies.iter().for_each(|proxy| proxy.refuse(true));
+        world.proxies.iter().for_each(Proxy::cut);
+        world.pause(1000);
+        world.proxies.iter().for_each(Proxy::heal);
+    }),
+    ("network held past the pings", |world| {
+        world.proxies.iter().for_each(|proxy| proxy.hold(true));
+        thread::sleep(PAST_THE_PINGS);
+        world.proxies.iter().for_each(Proxy::heal);
+    }),
+    ("network slow", |world| {
+        let delay = Duration::from_millis(world.rng.u64(5..100));
+        world.proxies.iter().for_each(|proxy| proxy.delay(delay));
+        world.pause(1500);
+        world.proxies.iter().for_each(Proxy::heal);
+    }),
+];
+
+/// What a fault can break.
+struct World {
+    rng: Rng,
+    servers: Vec<Server>,
+    proxies: Vec<Proxy>,
+    service: Process,
+    witness: Arc<Mutex<Witness>>,
+    published: Arc<Mutex<Published>>,
+    injected: BTreeMap<&'static str, u64>,
+    began: Instant,
+    /// Users that were made up for a look.
+    looks: u32,
+}
+
+/// All changes that anybody has tried to publish, each once, and of whom they are.
+#[derive(Default)]
+struct Published {
+    changes: BTreeSet<Vec<u8>>,
+    users: BTreeSet<String>,
+    messages: u64,
+}
+
+#[test]
+fn servers_killed_and_replaced_lose_nothing() {
+    on_each_server(|binary| {
+        for servers in [1, 3] {
+            each_of(binary, servers, &["kill -9 of a server", "rolling restart of the servers"]);
+        }
+    });
+}
+
+#[test]
+fn stops_past_the_pings_lose_nothing() {
+    on_each_server(|binary| {
+        each_of(binary, 1, &["SIGSTOP of a server past the pings", "SIGSTOP of the service past the pings"]);
+    });
+}
+
+#[test]
+fn a_service_cut_off_as_a_slow_consumer_loses_nothing() {
+    on_each_server(|binary| {
+        let slow = |world: &mut World| {
+            let is_cut = |world: &World| world.servers[0].log().contains("Slow Consumer");
+            let deadline = Instant::now() + SOON;
+            while !is_cut(world) && Instant::now() < deadline {
+                world.inject("SIGSTOP of the service under a flood");
+            }
+            assert!(is_cut(world), "{}", world.servers[0].log());
+        };
+        round(binary, 1, seed(), slow);
+    });
+}
+
+#[test]
+fn a_network_that_fails_loses_nothing() {
+    on_each_server(|binary| {
+        let all = FAULTS.map(|(name, _)| name);
+        let networks: Vec<&str> = all.into_iter().filter(|name| name.starts_with("network")).collect();
+        each_of(binary, 1, &networks);
+    });
+}
+
+#[test]
+fn random_faults_lose_nothing() {
+    let binaries = nats_server_fixture::available().expect("a nats-server is needed for this test");
+    let seconds = number("ALARM_DIGEST_CHAOS_SECONDS").unwrap_or(FAULT_SECONDS);
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut seed = seed();
+    for binary in binaries.iter().cycle() {
+        let mut rng = Rng::with_seed(seed);
+        let servers = [1, 3][rng.usize(..2)];
+        let left = end.saturating_duration_since(Instant::now());
+        let until = Instant::now() + left.min(Duration::from_secs(ROUND_SECONDS_MAX));
+        round(binary, servers, seed, |world| {
+            while Instant::now() < until {
+                let (name, _) = FAULTS[world.rng.usize(..FAULTS.len())];
+                world.inject(name);
+                world.pause(300);
+            }
+        });
+        if Instant::now() >= end {
+            return;
+        }
+        seed = seed.wrapping_add(1);
+    }
+}
+
+/// Each of these faults in turn.
+fn each_of(binary: &Binary, servers: usize, faults: &[&'static str]) {
+    round(binary, servers, seed(), |world| {
+        for name in faults {
+            world.pause(300);
+            world.inject(name);
+        }
+    });
+}
+
+/// One service on so many servers under load, and `fault` meanwhile.
+fn round(binary: &Binary, servers: usize, seed: u64, fault: impl FnOnce(&mut World)) {
+    let context = format!("{servers} × {binary}, ALARM_DIGEST_CHAOS_SEED={seed}");
+    eprintln!("{context}");
+    let mut world = World::start(binary, servers, seed);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let mut publisher = Publisher {
+            rng: Rng::with_seed(seed),
+            servers: world.servers.iter().map(Server::addr).collect(),
+            client: None,
+            witness: Arc::clone(&world.witness),
+            published: Arc::clone(&world.published),
+            second: 0,
+        };
+        let is_over = &is_over;
+        scope.spawn(move || {
+            while !is_over.load(Ordering::Acquire) {
+                let began = Instant::now();
+                publisher.publish();
+                thread::sleep(PACE.saturating_sub(began.elapsed()));
+            }
+        });
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fault(&mut world)));
+        is_over.store(true, Ordering::Release);
+        if let Err(panic) = outcome {
+            eprintln!("{context}");
+            std::panic::resume_unwind(panic);
+        }
+    });
+    world.publish_all_again(&context);
+    world.stop(&context);
+    let account = world.witness().account();
+    println!(
+        "| memory | {servers} × {} | {} | {} published | {} digests | {} links broken | {} digests sent again | 0 lost |",
+        binary.release(),
+        world.injected.iter().map(|(what, count)| format!("{count} × {what}")).collect::<Vec<_>>().join(", "),
+        world.published.lock().expect("nobody panics").messages,
+        account.digests,
+        account.broken,
+        account.again,
+    );
+}
+
+impl World {
+    fn start(binary: &Binary, servers: usize, seed: u64) -> Self {
+        let builder = Server::builder(binary).config(CONFIG);
+        let servers = if servers == 1 {
+            vec![builder.start().expect("a server")]
+        } else {
+            // Or the service would learn of the servers' own addresses, and go round the proxies.
+            builder.unadvertised().start_cluster(servers).expect("a cluster")
+        };
+        let witness = Arc::new(Mutex::new(Witness::default()));
+        let proxy = |server: &Server| {
+            let witness = Arc::clone(&witness);
+            Proxy::tapped(server.addr(), move |link, passed| lock(&witness).on_passed(link, &passed))
+        };
+        let proxies: Vec<Proxy> = servers.iter().map(proxy).collect();
+        let urls: Vec<String> = proxies.iter().map(|proxy| proxy.addr().to_string()).collect();
+        let mut command = program(&["--server", &urls.join(","), "--cpus", "0,1", "--retention", "10years"]);
+        command.args([
+            "--ping-interval",
+            "500ms",
+            "--connect-timeout",
+            "2s",
+            "--reconnect-delay-max",
+            "200ms",
+        ]);
+        let service = Process::spawn(&command).expect("it starts");
+        let world = Self {
+            rng: Rng::with_seed(seed),
+            servers,
+            proxies,
+            service,
+            witness,
+            published: Arc::default(),
+            injected: BTreeMap::new(),
+            began: Instant::now(),
+            looks: 0,
+        };
+        world.until_ready();
+        world
+    }
+
+    fn witness(&self) -> std::sync::MutexGuard<'_, Witness> {
+        lock(&self.witness)
+    }
+
+    fn any_server(&mut self) -> usize {
+        self.rng.usize(..self.servers.len())
+    }
+
+    /// Between a half and one and a half of it.
+    fn pause(&mut self, milliseconds: u64) {
+        thread::sleep(Duration::from_millis(milliseconds / 2 + self.rng.u64(..milliseconds)));
+    }
+
+    /// Breaks something and sees it whole again.
+    fn inject(&mut self, name: &'static str) {
+        let (_, fault) = FAULTS.iter().find(|(fault, _)| *fault == name).expect("there is one of this name");
+        let at = self.began.elapsed();
+        fault(self);
+        *self.injected.entry(name).or_default() += 1;
+        let healed = self.began.elapsed();
+        self.look_at_the_quiet();
+        let (lasted, quiet) = (healed - at, self.began.elapsed() - healed);
+        println!(
+            "{:8.1} s  {name}: {:.1} s, and {:.1} s until all was well",
+            at.as_secs_f64(),
+            lasted.as_secs_f64(),
+            quiet.as_secs_f64()
+        );
+    }
+
+    fn until_ready(&self) {
+        eventually(SOON, format!("{CORES} cores to be subscribed\n{}", self.service.log()), || {
+            self.witness().ready_links() == CORES
+        });
+    }
+
+    /// Nothing is broken now: an alarm is in the digest that is asked for just after it.
+    fn look_at_the_quiet(&mut self) {
+        self.until_ready();
+        // Servers of a cluster hand messages on at their own pace.
+        if self.servers.len() > 1 {
+            return;
+        }
+        for _ in 0..5 {
+            let broken = self.witness().links_broken();
+            self.until_ready();
+            let user = self.next_look();
+            let told = self.is_told(&user, broken, Instant::now() + SOON);
+            assert!(
+                told || self.witness().links_broken() > broken,
+                "the digest of {user} missed its alarm\n{}",
+                self.service.log()
+            );
+        }
+    }
+
+    fn next_look(&mut self) -> String {
+        self.looks += 1;
+        format!("look {}", self.looks)
+    }
+
+    /// Publishes an alarm of a new user and a request, and waits for the digest, unless more than `broken` links break.
+    fn is_told(&self, user: &str, broken: u64, deadline: Instant) -> bool {
+        let mut client = connect_to_any(&self.servers, deadline);
+        let change = change(user, "disk", "WARNING", 1);
+        self.record(&change, user);
+        client.publish("AlarmStatusChanged", &change);
+        client.publish("SendAlarmDigest", &request(user));
+        if client.flush(deadline).is_err() {
+            return false;
+        }
+        let id = UserId(Id::new(user).expect("an id"));
+        loop {
+            let witness = self.witness();
+            if witness.has_told(&id) {
+                return true;
+            }
+            if witness.links_broken() > broken || Instant::now() > deadline {
+                return false;
+            }
+            drop(witness);
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Before it is published.
+    fn record(&self, change: &[u8], user: &str) {
+        self.witness().checker.published(change);
+        record(&self.published, change, user);
+    }
+
+    /// So many messages at once, which are large.
+    fn flood(&mut self, messages: u32) {
+        let deadline = Instant::now() + SOON;
+        let mut client = connect_to_any(&self.servers, deadline);
+        let padding = "x".repeat(PADDING);
+        for number in 0..messages {
+            let alarm = format!("alarm {}", number % ALARMS);
+            let plain = change("flood", &alarm, "CRITICAL", number);
+            self.record(&plain, "flood");
+            let mut padded: serde_json::Value = serde_json::from_slice(&plain).expect("ours");
+            padded["Note"] = json!(padding);
+            client.publish("AlarmStatusChanged", padded.to_string().as_bytes());
+            if number % 50 == 0 && client.write(deadline).is_err() {
+                return;
+            }
+        }
+        let _ = client.flush(deadline);
+    }
+
+    /// All that anybody has tried to publish, and then a request of each user. If a link breaks meanwhile, once more.
+    fn publish_all_again(&mut self, context: &str) {
+        let deadline = Instant::now() + SOON * 3;
+        loop {
+            let broken = self.witness().links_broken();
+            self.until_ready();
+            let is_done = self.try_publish_all_again(broken, deadline);
+            if is_done && self.witness().links_broken() == broken {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{context}: it is never quiet\n{}", self.service.log());
+        }
+    }
+
+    fn try_publish_all_again(&mut self, broken: u64, deadline: Instant) -> bool {
+        let (changes, users): (Vec<_>, Vec<_>) = {
+            let published = self.published.lock().expect("nobody panics");
+            (published.changes.iter().cloned().collect(), published.users.iter().cloned().collect())
+        };
+        let mut client = connect_to_any(&self.servers, deadline);
+        for chunk in changes.chunks(1000) {
+            chunk.iter().for_each(|change| client.publish("AlarmStatusChanged", change));
+            let user = self.next_look();
+            // So that no more than this waits anywhere.
+            if client.flush(deadline).is_err() || !self.is_told(&user, broken, deadline) {
+                return false;
+            }
+        }
+        let is_cluster = self.servers.len() > 1;
+        loop {
+            users.iter().for_each(|user| client.publish("SendAlarmDigest", &request(user)));
+            let user = self.next_look();
+            if client.flush(deadline).is_err() || !self.is_told(&user, broken, deadline) {
+                return false;
+            }
+            let settled = self.is_settled(Instant::now() + Duration::from_secs(10));
+            // On one server, one request is enough; between servers it may have overtaken what came before.
+            if settled || !is_cluster || Instant::now() > deadline {
+                return true;
+            }
+        }
+    }
+
+    /// Nothing is missing, and all that was told is proved.
+    fn is_settled(&self, deadline: Instant) -> bool {
+        loop {
+            let witness = self.witness();
+            if witness.is_all_proved() && witness.checker.verdict().lost == 0 {
+                return true;
+            }
+            drop(witness);
+            if Instant::now() > deadline {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn stop(&mut self, context: &str) {
+        self.service.signal(Signal::TERM).expect("it runs");
+        let code = exit_code(&mut self.service);
+        let log = self.service.log();
+        assert_eq!(code, 0, "{context}: {log}");
+        let faults = self.witness().faults();
+        assert!(faults.is_empty(), "{context}:\n{faults}\n{log}");
+        for word in NEVER_SAID {
+            assert!(!log.contains(word), "{context}: {word}\n{log}");
+        }
+    }
+}
+
+struct Publisher {
+    rng: Rng,
+    servers: Vec<SocketAddr>,
+    client: Option<Client>,
+    witness: Arc<Mutex<Witness>>,
+    published: Arc<Mutex<Published>>,
+    /// The time that changes are from goes on, so that there is always news.
+    second: u32,
+}
+
+impl Publisher {
+    /// A chunk, shuffled, some of it twice, with requests among it. Whether it arrives is another matter.
+    fn publish(&mut self) {
+        let mut chunk = Vec::new();
+        while chunk.len() < CHUNK {
+            let user = format!("user {}", self.rng.u32(..USERS));
+            if self.rng.u32(..10) == 0 {
+                chunk.push(("SendAlarmDigest", request(&user)));
+                continue;
+            }
+            let status = ["CLEARED", "WARNING", "CRITICAL"][self.rng.usize(..3)];
+            let alarm = format!("alarm {}", self.rng.u32(..ALARMS));
+            let change = change(&user, &alarm, status, self.second + self.rng.u32(..60));
+            lock(&self.witness).checker.published(&change);
+            record(&self.published, &change, &user);
+            if self.rng.u32(..20) == 0 {
+                chunk.push(("AlarmStatusChanged", change.clone()));
+            }
+            chunk.push(("AlarmStatusChanged", change));
+        }
+        self.rng.shuffle(&mut chunk);
+        self.second += 5;
+        if self.try_publish(&chunk).is_err() {
+            self.client = None;
+            self.servers.rotate_left(1);
+        }
+    }
+
+    fn try_publish(&mut self, chunk: &[(&str, Vec<u8>)]) -> io::Result<()> {
+        if self.client.is_none() {
+            self.client = Some(try_connect_to(self.servers[0])?);
+        }
+        let client = self.client.as_mut().expect("it was just made");
+        chunk.iter().for_each(|(subject, payload)| client.publish(subject, payload));
+        client.flush(Instant::now() + Duration::from_secs(2))
+    }
+}
+
+fn record(published: &Mutex<Published>, change: &[u8], user: &str) {
+    let mut published = published.lock().expect("nobody panics");
+    published.messages += 1;
+    published.changes.insert(change.to_vec());
+    if !published.users.contains(user) {
+        published.users.insert(user.into());
+    }
+}
+
+/// One thread of a test that failed must not hide why.
+fn lock(witness: &Mutex<Witness>) -> std::sync::MutexGuard<'_, Witness> {
+    witness.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn connect_to_any(servers: &[Server], deadline: Instant) -> Client {
+    let mut servers = servers.iter().cycle();
+    loop {
+        let server = servers.next().expect("there is at least one");
+        match try_connect_to(server.addr()) {
+            Ok(client) => return client,
+            Err(error) => assert!(Instant::now() < deadline, "no server answers: {error}"),
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn change(user: &str, alarm: &str, status: &str, second: u32) -> Vec<u8> {
+    crate::world::change(user, alarm, status, &at(second)).into_bytes()
+}
+
+fn request(user: &str) -> Vec<u8> {
+    json!({ "UserID": user }).to_string().into_bytes()
+}
+
+fn seed() -> u64 {
+    number("ALARM_DIGEST_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..))
+}
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}: not a number: {text}")))
+}
