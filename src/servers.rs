@@ -246,7 +246,8 @@ mod tests {
             assert_eq!(server(url).to_string(), shown);
         }
         for url in [
-            "", ":4222", "nats://", "tls://", "x:y", "x:65536", "x:1:2", "[::1", "a b", "x/y", "ws://x", "u@", "[[]", "a]",
+            "", ":4222", "nats://", "tls://", "x:y", "x:65536", "x:1:2", "[::1", "a b", "x/y", "ws://x",
+            "u@", "[[]", "a]",
         ] {
             assert!(Server::parse(url, None, &Tls::default()).is_err(), "{url}");
         }

@@ -180,7 +180,13 @@ enum Start {
 impl Server {
     /// A server that is still to be configured.
     pub fn builder(binary: &Binary) -> Builder {
-        Builder { binary: binary.clone(), config: String::new(), monitor: false, is_tls_first: false, unadvertised: false }
+        Builder {
+            binary: binary.clone(),
+            config: String::new(),
+            monitor: false,
+            is_tls_first: false,
+            unadvertised: false,
+        }
     }
 
     /// A server with the defaults of nats-server.
