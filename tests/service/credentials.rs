@@ -4,14 +4,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, id};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE64URL_NOPAD;
 use nats_server_fixture::{Binary, Process, Server, Signal, eventually, find};
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 
-use crate::world::{SOON, exit_code, on_each_server, program};
+use crate::world::{Listener, SOON, at, change, exit_code, on_each_server, program};
 
 /// Stands in every secret of these tests, and may stand in no log.
 const SECRET: &str = "s3cret";
@@ -183,17 +183,21 @@ impl Operator {
     }
 
     fn server(&self, binary: &Binary) -> Server {
+        Server::builder(binary).config(&self.config(json!({}))).start().expect("a server")
+    }
+
+    /// `revocations`: users, and the time up to which what was given to them is no good.
+    fn config(&self, revocations: Value) -> String {
         let limits = json!({
             "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
         });
-        let account =
-            jwt(&self.operator, &self.account, json!({ "type": "account", "limits": limits }), None);
+        let claims = json!({ "type": "account", "limits": limits, "revocations": revocations });
+        let account = jwt(&self.operator, &self.account, claims, None);
         let operator = jwt(&self.operator, &self.operator, json!({ "type": "operator" }), None);
-        let config = format!(
+        format!(
             "operator: {operator}\nresolver: MEMORY\nresolver_preload: {{ {}: {account} }}",
             self.account.public_key()
-        );
-        Server::builder(binary).config(&config).start().expect("a server")
+        )
     }
 
     /// The credentials file of a new user, good for so many seconds.
@@ -314,6 +318,131 @@ fn what_is_denied_is_said_with_the_subject_and_to_whom() {
         let advice =
             format!("allow it in the server's permissions for user `ann` with the password in {password}");
         assert!(line.contains(denied) && line.contains(&advice.to_lowercase()), "{line}");
+        shows_no_secret(&service);
+    });
+}
+
+/// A server whose configuration changes while it runs. Whoever comes without credentials may do everything; the service is ann.
+struct Changing {
+    files: Files,
+    server: Server,
+    service: Process,
+}
+
+const ANN: &str = "user `ann` with the password in ";
+
+impl Changing {
+    fn new(binary: &Binary) -> Self {
+        let files = Files::new();
+        let password = files.write("password", SECRET);
+        Self::write(&files, &Self::ann(""));
+        // The server's directory and ours stand in the same one.
+        let directory = files.0.file_name().expect("it has a name").to_str().expect("ASCII");
+        let include = format!("include \"../{directory}/server.conf\"");
+        let server = Server::builder(binary).config(&include).start().expect("a server");
+        let url = server.url();
+        let arguments = ["--server", &url, "--user", "ann", "--password-file", &password];
+        let mut service = program(&["--cores", "1", "--reconnect-delay-max", "200ms"]);
+        let mut service = Process::spawn(service.args(arguments)).expect("it starts");
+        service.wait_for_line("all cores are connected", SOON).expect("it connects");
+        Self { files, server, service }
+    }
+
+    fn ann(permissions: &str) -> String {
+        format!("{{ user: ann, password: \"{SECRET}\", permissions: {{ {permissions} }} }}")
+    }
+
+    fn write(files: &Files, ann: &str) {
+        let users = format!("users: [{{ user: other, password: other }}, {ann}]");
+        files.write("server.conf", &format!("authorization {{ {users} }}\nno_auth_user: other"));
+    }
+
+    /// What ann may do from now on; without a word, there is no ann.
+    fn change(&mut self, ann: &str) {
+        Self::write(&self.files, ann);
+        self.server.signal(Signal::HUP).expect("it runs");
+    }
+
+    /// The log says `said` and what to do; once all is allowed again, the service goes on and tells ann what it has not told.
+    fn recovers(&mut self, said: &str) {
+        let is_said = |service: &Process| {
+            service
+                .log()
+                .lines()
+                .any(|line| line.to_lowercase().contains(&said.to_lowercase()) && line.contains(ANN))
+        };
+        eventually(SOON, said, || is_said(&self.service));
+        let before = self.service.log().matches("reconnected").count();
+        self.change(&Self::ann(""));
+        self.service.wait_for_lines("reconnected", before + 1, SOON).expect("it comes back");
+        let mut listener = Listener::new(&self.server);
+        listener.publish(&change("after", "disk", "WARNING", &at(1)));
+        listener.ask_until(|_| vec!["after"], |listener| listener.told_of("after").len() == 1);
+        shows_no_secret(&self.service);
+    }
+}
+
+#[test]
+fn a_user_that_is_deleted_while_the_service_runs_is_named_and_waited_for() {
+    on_each_server(|binary| {
+        let mut changing = Changing::new(binary);
+        changing.change("");
+        changing.recovers("Authorization Violation: the server does not accept user `ann`");
+    });
+}
+
+#[test]
+fn a_subscription_that_is_denied_while_the_service_runs_is_named_and_waited_for() {
+    on_each_server(|binary| {
+        let mut changing = Changing::new(binary);
+        changing.change(&Changing::ann("subscribe: { deny: [AlarmStatusChanged] }"));
+        changing.recovers("Permissions Violation for Subscription to \"AlarmStatusChanged\"");
+    });
+}
+
+#[test]
+fn a_digest_that_is_denied_while_the_service_runs_is_told_when_it_is_allowed_again() {
+    on_each_server(|binary| {
+        let mut changing = Changing::new(binary);
+        changing.change(&Changing::ann("publish: { deny: [AlarmDigest] }"));
+        eventually(SOON, "the new permissions", || {
+            changing.server.log().contains("Reloaded server configuration")
+        });
+        let mut listener = Listener::new(&changing.server);
+        listener.publish(&change("ann", "disk", "WARNING", &at(1)));
+        listener.ask("ann");
+        listener.flush();
+        changing
+            .recovers("server refused: Permissions Violation for Publish to \"AlarmDigest\": allow it in");
+        assert!(listener.hear_of("ann", SOON), "{}", changing.service.log());
+        listener.hear(Duration::from_millis(500));
+        assert_eq!(listener.told_of("ann").len(), 1);
+    });
+}
+
+#[test]
+fn a_user_whose_credentials_are_revoked_is_told_who_and_what_to_do() {
+    on_each_server(|binary| {
+        let operator = Operator::new();
+        let files = Files::new();
+        files.write("server.conf", &operator.config(json!({})));
+        let directory = files.0.file_name().expect("it has a name").to_str().expect("ASCII");
+        let include = format!("include \"../{directory}/server.conf\"");
+        let mut server = Server::builder(binary).config(&include).start().expect("a server");
+        let creds = files.write("it.creds", &operator.creds(None));
+        let arguments =
+            ["--server", &server.url(), "--creds", &creds, "--cores", "1", "--reconnect-delay-max", "200ms"];
+        let mut service = Process::spawn(&program(&arguments)).expect("it starts");
+        service.wait_for_line("all cores are connected", SOON).expect("it connects");
+        let tomorrow =
+            SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs() + 24 * 3600;
+        files.write("server.conf", &operator.config(json!({ "*": tomorrow })));
+        server.restart().expect("a server");
+        let line = format!("the server does not accept the JWT and seed in {creds}");
+        eventually(SOON, &line, || service.log().contains(&line));
+        files.write("server.conf", &operator.config(json!({})));
+        server.restart().expect("a server");
+        service.wait_for_line("reconnected", SOON).expect("it tried on");
         shows_no_secret(&service);
     });
 }
