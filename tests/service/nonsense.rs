@@ -329,7 +329,7 @@ fn lie(rng: &mut Rng, mut stream: TcpStream) {
     let _ = stream.set_read_timeout(Some(SESSION_MAX));
     let mut decoder = ServerDecoder::new(Limits { line_bytes_max: 1 << 16, ..Limits::server() });
     let (mut buffer, mut chunk) = (Vec::new(), vec![0; 1 << 16]);
-    if stream.write_all(READY[..READY.len() - 6].as_bytes()).is_err() {
+    if stream.write_all(&READY.as_bytes()[..READY.len() - 6]).is_err() {
         return;
     }
     while let Ok(bytes @ 1..) = stream.read(&mut chunk)
