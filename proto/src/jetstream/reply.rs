@@ -318,11 +318,16 @@ fn status(message: &Message<'_>, expected: &'static str) -> Failure {
 /// `{"stream":"S","seq":1}`, with a blank after the comma as 2.9 has it; `None` for whatever else may be right.
 fn usual_pub_ack(json: &[u8]) -> Option<PubAck<'_>> {
     let rest = json.strip_prefix(br#"{"stream":""#)?;
-    let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+    // JSON has no control characters in a string, and no zeros before a number.
+    let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..b' '))?;
     let (stream, rest) = rest.split_at(end);
     let rest = rest.strip_prefix(br#"","#)?;
     let rest = rest.strip_prefix(b" ").unwrap_or(rest);
-    let sequence = scan::number(rest.strip_prefix(br#""seq":"#)?.strip_suffix(b"}")?)?;
+    let digits = rest.strip_prefix(br#""seq":"#)?.strip_suffix(b"}")?;
+    if let [b'0', _, ..] = digits {
+        return None;
+    }
+    let sequence = scan::number(digits)?;
     let stream = core::str::from_utf8(stream).ok()?;
     Some(PubAck { stream: stream.into(), sequence, duplicate: false, domain: None })
 }
@@ -492,6 +497,9 @@ mod tests {
             (r#"{"stream":"X\u0041","seq":1}"#, false),
             (r#"{"stream":"X","seq":1 }"#, false),
             (r#"{"stream":"X","seq":18446744073709551616}"#, false),
+            (r#"{"stream":"X","seq":0}"#, true),
+            (r#"{"stream":"X","seq":01}"#, false),
+            ("{\"stream\":\"X\u{1}\",\"seq\":1}", false),
             (r#"{"stream":"X","seq":}"#, false),
             (r#"{"stream":"X","seq":1}}"#, false),
             (r#"{"stream":"X","#, false),
