@@ -2,14 +2,14 @@
 #![no_main]
 
 use alarm_digest::credentials::{Place, Source};
-use alarm_digest::servers::{Server, Servers};
+use alarm_digest::servers::{Server, Servers, Tls};
 
 const SECRET: &str = "5ecret-7f3a9c";
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let Ok(url) = std::str::from_utf8(input) else { return };
-    if let Ok(server) = Server::parse(url, None) {
-        let again = Server::parse(&server.to_string(), None).expect("what is shown is a URL");
+    if let Ok(server) = Server::parse(url, None, &Tls::default()) {
+        let again = Server::parse(&server.to_string(), None, &Tls::default()).expect("what is shown is a URL");
         assert_eq!((&again.host, again.port), (&server.host, server.port), "{url}");
         assert!(again.credentials.is_none());
         if let Some(Source { place, .. }) = &server.credentials {
@@ -28,13 +28,13 @@ fn hides(before: &str, after: &str) {
         return;
     }
     let url = format!("{before}{SECRET}{after}@host");
-    match Server::parse(&url, None) {
+    match Server::parse(&url, None, &Tls::default()) {
         // A user's name is shown.
         Ok(server) => assert!(!server.to_string().contains(SECRET), "{server}"),
         Err(error) => assert!(!error.contains(SECRET), "{url}: {error}"),
     }
     let url = format!("ann:{before}{SECRET}{after}@host");
-    if let Ok(server) = Server::parse(&url, None) {
+    if let Ok(server) = Server::parse(&url, None, &Tls::default()) {
         let shown = format!("{server} {server:?} {}", server.credentials.as_ref().expect("it has some"));
         let is_in_name = matches!(&server.credentials, Some(Source { kind, .. }) if format!("{kind:?}").contains(SECRET));
         assert!(is_in_name || !shown.contains(SECRET), "{url}: {shown}");
