@@ -77,6 +77,18 @@ pub enum Task {
         #[arg(long)]
         json: bool,
     },
+    /// Shows all running instances and their cores: what they read and tell a second, what they hold, what waits. Until Ctrl-C;
+    /// redrawn on a terminal, one table after another elsewhere
+    Top {
+        /// Time between two looks
+        #[arg(long, value_name = "TIME", default_value = "2s")]
+        #[arg(value_parser = parse_span)]
+        interval: Duration,
+        /// End after so many looks
+        #[arg(long, value_name = "N")]
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        samples: Option<u64>,
+    },
 }
 
 /// Where NATS is and what it calls things.

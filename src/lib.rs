@@ -29,8 +29,8 @@
 //! streams there), `driver` (one core's logic on one glommio executor), `bell` (sleeping outside it), `stop` (from a signal
 //! to all cores), `systemd` (connected, stopping, alive), `connect` (a name to a socket), `transport` (a socket to a connection on
 //! which NATS can begin, plain or through TLS), `tls` (files to a handshake, and what went wrong in words), `http` (health,
-//! readiness and metrics), `verify` (the smoke test), `state` (what is known of one user in durable mode), `client` and `ask`
-//! (a blocking client, and JetStream over it).
+//! readiness and metrics), `verify` (the smoke test), `state` (what is known of one user in durable mode), `top` (all instances at
+//! a glance), `client` and `ask` (a blocking client, and JetStream over it).
 //!
 //! Who may know whom: `driver` knows `logic`, `mesh` and `pace`; `shard` and `durable` know `book`, `message` and `nats_wire`;
 //! `book` knows `alarm` and `alarms`; `nats_wire` knows nobody. Never the other way round. What is due is decided in

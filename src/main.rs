@@ -12,6 +12,7 @@ mod state;
 mod stop;
 mod systemd;
 mod tls;
+mod top;
 mod transport;
 mod verify;
 
@@ -52,6 +53,9 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Some(Task::Verify { timeout }) => verify(&cli, *timeout),
         Some(Task::State { user, json }) => state(&cli, user, *json),
+        Some(Task::Top { interval, samples }) => {
+            top::top(&cli.nats, *interval, *samples).map(|()| ExitCode::SUCCESS)
+        }
         None => run(&cli),
     };
     result.unwrap_or_else(|error| {

@@ -91,3 +91,42 @@ fn where_the_server_forbids_it_nothing_else_suffers_and_one_line_says_so() {
         assert!(!service.log().contains("disconnected"), "{}", service.log());
     });
 }
+
+#[test]
+fn top_shows_each_instance_core_by_core() {
+    on_each_server(|binary| {
+        let server = Server::start(binary).expect("a server");
+        let top = |samples: &str| {
+            let arguments = ["top", "--server", &server.url(), "--interval", "100ms", "--samples", samples];
+            let mut top = Process::spawn(&program(&arguments)).expect("it starts");
+            assert_eq!(exit_code(&mut top), 0, "{}", top.log());
+            top.stdout()
+        };
+        assert!(top("1").contains("no instance answers on $SRV.STATS.alarm-digest"));
+        let _service = service(&server, &["--cpus", "0,1"]);
+        let mut listener = Listener::new(&server);
+        for number in 0..100 {
+            listener.publish(&change(&format!("user {number}"), "disk", "WARNING", &at(1)));
+        }
+        listener.flush();
+        let held = |table: &str, column: usize| -> u32 {
+            let cores = table.lines().filter(|line| line.contains(" ready "));
+            cores
+                .map(|core| {
+                    core.split_whitespace()
+                        .rev()
+                        .nth(column)
+                        .expect("a column")
+                        .parse::<u32>()
+                        .expect("a number")
+                })
+                .sum()
+        };
+        // What the cores last said is a second old at most.
+        eventually(SOON, "both cores to hold what was published", || {
+            let table = top("1");
+            table.matches(" ready ").count() == 2 && (held(&table, 2), held(&table, 1)) == (100, 100)
+        });
+        assert_eq!(top("3").matches("INSTANCE CORE").count(), 3);
+    });
+}
