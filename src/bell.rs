@@ -21,13 +21,15 @@ impl Bell {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// Sleeps until `socket` can do one of `wanted`, or was closed; or somebody rings, or `time` has passed.
+    /// Sleeps until `socket` can do one of `wanted`, or was closed; or somebody rings, or `time` has passed. If nothing is wanted of
+    /// it, the socket does not count: one that was closed would wake again and again who has no use for it yet.
     pub fn sleep(&self, socket: &impl AsFd, wanted: PollFlags, time: Duration) {
         let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
-        let mut polled = [PollFd::new(socket, wanted), PollFd::new(&self.0, PollFlags::IN)];
+        let mut polled = [PollFd::new(&self.0, PollFlags::IN), PollFd::new(socket, wanted)];
+        let count = if wanted.is_empty() { 1 } else { 2 };
         // Interrupted by a signal is as good as rung: whoever wakes looks at everything.
-        let _ = poll(&mut polled, Some(&time));
-        if !polled[1].revents().is_empty() {
+        let _ = poll(&mut polled[..count], Some(&time));
+        if !polled[0].revents().is_empty() {
             let _ = rustix::io::read(&self.0, &mut [0; 8]);
         }
     }
@@ -85,6 +87,15 @@ mod tests {
         assert!(wakes(&bell, &socket, PollFlags::OUT, LONG), "there is room");
         other.write_all(b"x").expect("it is written");
         assert!(wakes(&bell, &socket, PollFlags::IN, LONG));
-        assert!(!wakes(&bell, &socket, PollFlags::empty(), Duration::from_millis(1)), "full: it is not read");
+        assert!(
+            !wakes(&bell, &socket, PollFlags::empty(), Duration::from_millis(1)),
+            "nothing is wanted of it"
+        );
+        drop(other);
+        assert!(wakes(&bell, &socket, PollFlags::IN, LONG), "it was closed");
+        assert!(
+            !wakes(&bell, &socket, PollFlags::empty(), Duration::from_millis(1)),
+            "closed, and nothing is wanted of it"
+        );
     }
 }
