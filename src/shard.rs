@@ -422,7 +422,6 @@ impl Shard {
         self.counters.rejected[letter.rejection.reason as usize] += 1;
         self.counters.rejected_requests += u64::from(!letter.is_change);
         self.counters.answers += u64::from(letter.reply.is_some());
-        self.counters.rejected_requests += u64::from(!letter.is_change);
         let subjects = &self.config.subjects;
         let subject = if letter.is_change { &subjects.changed } else { &subjects.send };
         self.notices.extend(self.rejections.note(subject, &letter.rejection, now));

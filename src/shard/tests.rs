@@ -178,6 +178,12 @@ fn a_bad_message_becomes_a_dead_letter_and_one_line_a_second() {
     };
     assert_eq!(shard.notices().iter().filter_map(said).collect::<Vec<_>>(), [0, 2]);
     assert_eq!(shard.counters().rejected[Reason::NotJson as usize], 4);
+    assert_eq!(shard.counters().rejected_requests, 0);
+    told(&mut shard, &[&msg(2, "{\n")]);
+    assert_eq!(
+        (shard.counters().rejected[Reason::NotJson as usize], shard.counters().rejected_requests),
+        (5, 1)
+    );
 }
 
 #[test]
