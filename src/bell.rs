@@ -21,12 +21,20 @@ impl Bell {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// Sleeps until `socket` can do one of `wanted`, or was closed; or somebody rings, or `time` has passed. If nothing is wanted of
-    /// it, the socket does not count: one that was closed would wake again and again who has no use for it yet.
-    pub fn sleep(&self, socket: &impl AsFd, wanted: PollFlags, time: Duration) {
+    /// Sleeps until one of `sockets` can do what is wanted of it, or was closed; or somebody rings, or `time` has passed. If nothing is
+    /// wanted of it, a socket does not count: one that was closed would wake again and again who has no use for it yet.
+    ///
+    /// # Panics
+    /// When there are more than two.
+    pub fn sleep<S: AsFd>(&self, sockets: &[(&S, PollFlags)], time: Duration) {
         let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
-        let mut polled = [PollFd::new(&self.0, PollFlags::IN), PollFd::new(socket, wanted)];
-        let count = if wanted.is_empty() { 1 } else { 2 };
+        let bell = PollFd::new(&self.0, PollFlags::IN);
+        let mut polled = [bell.clone(), bell.clone(), bell];
+        let mut count = 1;
+        for (socket, wanted) in sockets.iter().filter(|(_, wanted)| !wanted.is_empty()) {
+            polled[count] = PollFd::new(*socket, *wanted);
+            count += 1;
+        }
         // Interrupted by a signal is as good as rung: whoever wakes looks at everything.
         let _ = poll(&mut polled[..count], Some(&time));
         if !polled[0].revents().is_empty() {
@@ -65,7 +73,7 @@ mod tests {
     /// Whether it woke up before its time.
     fn wakes(bell: &Bell, socket: &TcpStream, wanted: PollFlags, time: Duration) -> bool {
         let asleep_at = Instant::now();
-        bell.sleep(socket, wanted, time);
+        bell.sleep(&[(socket, wanted)], time);
         asleep_at.elapsed() < time
     }
 
@@ -91,6 +99,10 @@ mod tests {
             !wakes(&bell, &socket, PollFlags::empty(), Duration::from_millis(1)),
             "nothing is wanted of it"
         );
+        let (idle, _idle_other) = sockets();
+        let asleep_at = Instant::now();
+        bell.sleep(&[(&idle, PollFlags::IN), (&socket, PollFlags::IN)], LONG);
+        assert!(asleep_at.elapsed() < LONG, "either of two");
         drop(other);
         assert!(wakes(&bell, &socket, PollFlags::IN, LONG), "it was closed");
         assert!(

@@ -1,4 +1,4 @@
-//! Drives one core's logic on one glommio executor: socket, mail, time, reconnecting, draining.
+//! Drives one core's logic on one glommio executor: sockets, mail, time, reconnecting, moving to another server, draining.
 //!
 //! One task and one loop. Each turn asks everything that could have something for the logic, and the task sleeps only
 //! when nothing had: then each of them has its waker. A task per direction would wake the executor as often again, and
@@ -8,11 +8,10 @@
 //! Never: a decision about messages. Those are `shard`'s and `worker`'s.
 
 use std::future::Future;
-use std::io::{self, Read, Write};
-use std::net;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alarm_digest::alarm::Timestamp;
@@ -27,19 +26,15 @@ use alarm_digest::servers::{Server, Servers};
 use alarm_digest::service_api::{Instance, Question};
 use alarm_digest::shard::{Mail, ShardId};
 use alarm_digest::status::{CoreStatus, ReadSizes, Rejected, Status};
-use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::Task;
-use glommio::net::TcpStream;
 use glommio::timer::Timer;
 use nats_wire::session::SignIn;
-use nats_wire::{Limits, ReceiveBuffer};
-use rustix::event::PollFlags;
 use tracing::{debug, info, warn};
 
 use crate::bell::Bell;
 use crate::stop::{Stage, Stop};
-use crate::tls::explain;
-use crate::transport::{Secured, open};
+use crate::transport::open;
+use crate::wire::{Via, Wire};
 
 /// How often the logic is told the time. What needs time in it counts in seconds.
 const TICK: Duration = Duration::from_secs(1);
@@ -49,6 +44,13 @@ const LIVED_LONG: Duration = Duration::from_secs(5);
 
 /// The first wait after an attempt to connect failed.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
+
+/// From when the next server knows that we are subscribed there until we are not at the one before any more: by then every other
+/// server of their cluster knows it too, and nothing is left that would be sent to where we were.
+const KNOWN_AFTER: Duration = Duration::from_secs(1);
+
+/// What is on its way on a connection that is left has arrived after so long, or counts as lost.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Between two lines about links that are lost for ever other reasons.
 const SAID_EVERY: Duration = Duration::from_secs(1);
@@ -87,17 +89,13 @@ pub struct Report {
 
 /// One core's driver.
 ///
-/// `buffer` holds what came from the socket and is not used yet.
+/// While there is a second wire, `link` is up: the logic's first connection is that of `link`, its second one that wire's.
 pub struct Driver<L> {
     id: ShardId,
     logic: L,
     common: Arc<Common>,
     link: Link,
-    buffer: ReceiveBuffer,
-    /// The last read or decode found everything used: only a read can bring more.
-    is_dry: bool,
-    /// The last read filled its space, so that there is likely more.
-    is_full: bool,
+    moving: Move,
     pace: Pace,
     /// How the next turn looks.
     step: Step,
@@ -123,32 +121,32 @@ pub struct Driver<L> {
     last_rejection: Option<Rejected>,
 }
 
-/// A connection whose link is still to be made of it.
-struct Opened {
-    stream: TcpStream,
-    direct: net::TcpStream,
-    tls: Option<Box<Secured>>,
-    received: ReceiveBuffer,
-    sign_in: SignIn,
-}
-
 enum Link {
     Waiting(Timer),
-    /// In a task of its own: glommio's `spawn_blocking` remembers a waker for each time it is polled, and panics after
-    /// 32,767 of them, while mail may wake this core as often during one attempt.
-    Connecting(Task<io::Result<Opened>>),
-    Up {
-        /// The socket as the executor knows it, which wakes us.
-        stream: TcpStream,
-        /// The same socket for looking without the executor: nothing but one `recv`, while a poll of the executor's ring costs
-        /// several system calls and finds data only after the next turn of its own.
-        direct: net::TcpStream,
-        /// What stands between the buffers and the socket; nothing, if the connection is plain.
-        tls: Option<Box<Secured>>,
-        /// Nothing can be written any more. What the server sent before that is ours and is read to its end, which says why;
-        /// output goes nowhere meanwhile, so that it holds nothing back, and is proved to nobody.
-        is_mute: bool,
-    },
+    Connecting(Opening),
+    Up(Wire),
+}
+
+/// In a task of its own: glommio's `spawn_blocking` remembers a waker for each time it is polled, and panics after
+/// 32,767 of them, while mail may wake this core as often during one attempt.
+type Opening = Task<io::Result<(Wire, SignIn)>>;
+
+/// From a server that is about to close its connections to another one. The servers are at the one to go to.
+enum Move {
+    No,
+    /// To be tried at this time.
+    Wanted(Servers, Duration),
+    Connecting(Servers, Opening),
+    Beside(Box<Second>),
+}
+
+/// The connection to move to, beside the one that is still there.
+struct Second {
+    servers: Servers,
+    wire: Wire,
+    subscribed_at: Option<Duration>,
+    /// When the logic began to leave the first one.
+    left_at: Option<Duration>,
 }
 
 impl<L: Logic> Driver<L> {
@@ -165,9 +163,7 @@ impl<L: Logic> Driver<L> {
             step: Step::Look,
             bell: Arc::new(bell),
             link: Link::Waiting(Timer::new(Duration::ZERO)),
-            buffer: ReceiveBuffer::new(Limits::client()),
-            is_dry: true,
-            is_full: false,
+            moving: Move::No,
             inbox: Vec::new(),
             epoch: common.epoch,
             common,
@@ -198,12 +194,16 @@ impl<L: Logic> Driver<L> {
             }
         }
         self.say_status(self.epoch.elapsed());
-        self.say_goodbye();
+        // glommio's thread panics when nobody waits for what it did, and a panic ends the other cores as well.
         match self.link {
-            Link::Up { stream, .. } => drop(stream.shutdown(net::Shutdown::Both).await),
-            // glommio's thread panics when nobody waits for what it did, and a panic ends the other cores as well.
+            Link::Up(wire) => wire.shut_down().await,
             Link::Connecting(opening) => drop(opening.await),
             Link::Waiting(_) => {}
+        }
+        match self.moving {
+            Move::Beside(second) => second.wire.shut_down().await,
+            Move::Connecting(_, opening) => drop(opening.await),
+            Move::No | Move::Wanted(..) => {}
         }
         let (users, alarms) = self.logic.holds();
         Report {
@@ -238,7 +238,7 @@ impl<L: Logic> Driver<L> {
         }
         // Without a link there is nothing to look at, and the executor has a connection to make.
         self.step = match &self.link {
-            Link::Up { .. } => self.pace.next(found, self.logic.counters().messages(), self.epoch.elapsed()),
+            Link::Up(_) => self.pace.next(found, self.logic.counters().messages(), self.epoch.elapsed()),
             _ => Step::Park,
         };
         Poll::Ready(())
@@ -246,29 +246,38 @@ impl<L: Logic> Driver<L> {
 
     /// Whether the executor has nothing to run but this, and nothing to wait for.
     fn is_alone(&self) -> bool {
-        self.common.sleep == Sleep::Poll && matches!(self.link, Link::Up { .. })
+        self.common.sleep == Sleep::Poll
+            && matches!(
+                (&self.link, &self.moving),
+                (Link::Up(_), Move::No | Move::Wanted(..) | Move::Beside(_))
+            )
     }
 
-    fn sleep(&self) -> Poll<()> {
-        let Link::Up { direct, tls, is_mute, .. } = &self.link else { return Poll::Pending };
+    fn sleep(&mut self) -> Poll<()> {
+        let Link::Up(wire) = &self.link else { return Poll::Pending };
         if !self.is_alone() {
             return Poll::Pending;
         }
-        let mut wanted = PollFlags::empty();
-        wanted.set(PollFlags::IN, self.logic.takes_bytes());
-        let has_unsent = !is_mute && tls.as_ref().is_some_and(|tls| tls.has_unsent());
-        wanted.set(PollFlags::OUT, has_unsent || !self.logic.output().is_empty());
-        self.bell.sleep(direct, wanted, self.tick_at.saturating_sub(self.epoch.elapsed()));
+        let time = self.tick_at.saturating_sub(self.epoch.elapsed());
+        let first = wire.wanted(&self.logic);
+        if let Move::Beside(second) = &self.moving {
+            self.logic.swap_links();
+            let second = second.wire.wanted(&self.logic);
+            self.logic.swap_links();
+            self.bell.sleep(&[first, second], time);
+        } else {
+            self.bell.sleep(&[first], time);
+        }
         Poll::Ready(())
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Found {
         let now = self.epoch.elapsed();
-        self.is_full = false;
         let mut did = self.poll_stop(cx, now);
         // What has come is taken before the time is told: after a long pause of the whole process the server's answers are
         // here already.
         did |= self.poll_link(cx, now);
+        did |= self.poll_move(cx, now);
         did |= self.poll_time(cx, now);
         did |= self.poll_mail_in(cx);
         self.logic.finish_turn(now);
@@ -277,7 +286,7 @@ impl<L: Logic> Driver<L> {
         self.say_notices();
         match did {
             false => Found::Nothing,
-            true if self.is_full || !self.is_dry => Found::More,
+            true if self.has_more() => Found::More,
             true => Found::Some,
         }
     }
@@ -285,6 +294,8 @@ impl<L: Logic> Driver<L> {
     fn poll_stop(&mut self, cx: &Context<'_>, now: Duration) -> bool {
         match self.common.stop.poll(self.id, cx) {
             Stage::Run => false,
+            // A move that has begun is finished first: what comes on the other connection is ours as well.
+            Stage::Drain if matches!(self.moving, Move::Beside(_)) => false,
             Stage::Drain => {
                 // Asked anew each turn; only the first time does something.
                 self.logic.drain(now);
@@ -294,8 +305,13 @@ impl<L: Logic> Driver<L> {
         }
     }
 
+    fn has_more(&self) -> bool {
+        let link = matches!(&self.link, Link::Up(wire) if wire.has_more());
+        link || matches!(&self.moving, Move::Beside(second) if second.wire.has_more())
+    }
+
     fn poll_time(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
-        if self.step == Step::Park && !self.is_alone() {
+        if self.is_parked_in_executor() {
             let left = self.tick_at.saturating_sub(now);
             let timer = self.timer.get_or_insert_with(|| Timer::new(left));
             let _ = Pin::new(timer).poll(cx);
@@ -306,6 +322,14 @@ impl<L: Logic> Driver<L> {
         (self.tick_at, self.timer) = (now + TICK, None);
         if let Err(fault) = self.logic.on_time(now, wall_clock()) {
             self.lose_link(&fault);
+        }
+        if matches!(self.moving, Move::Beside(_)) {
+            self.logic.swap_links();
+            let result = self.logic.on_time(now, wall_clock());
+            self.logic.swap_links();
+            if let Err(fault) = result {
+                self.lose_second(&fault);
+            }
         }
         self.say_status(now);
         true
@@ -332,19 +356,19 @@ impl<L: Logic> Driver<L> {
     }
 
     fn poll_link(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
+        let is_parked_in_executor = self.is_parked_in_executor();
         match &mut self.link {
             Link::Waiting(timer) => {
                 if Pin::new(timer).poll(cx).is_pending() {
                     return false;
                 }
-                self.link = Link::Connecting(glommio::spawn_local(self.open()));
+                self.link = Link::Connecting(glommio::spawn_local(self.open(self.server().clone())));
                 true
             }
             Link::Connecting(opening) => match Pin::new(opening).poll(cx) {
                 Poll::Pending => false,
-                Poll::Ready(Ok(Opened { stream, direct, tls, received, sign_in })) => {
-                    self.link = Link::Up { stream, direct, tls, is_mute: false };
-                    (self.buffer, self.is_dry) = (received, false);
+                Poll::Ready(Ok((wire, sign_in))) => {
+                    self.link = Link::Up(wire);
                     self.logic.on_link(sign_in, now);
                     true
                 }
@@ -353,59 +377,150 @@ impl<L: Logic> Driver<L> {
                     true
                 }
             },
-            Link::Up { .. } => self.poll_read(cx, now),
+            Link::Up(wire) => {
+                let via = via(is_parked_in_executor, cx);
+                let read = wire.poll_read(&mut self.logic, via, self.servers.current(), &mut self.reads, now);
+                read.unwrap_or_else(|why| {
+                    self.lose_link(&why);
+                    true
+                })
+            }
         }
     }
 
-    /// One read and all that it brings, or what an earlier one brought and the logic did not take.
-    fn poll_read(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
-        if !self.logic.takes_bytes() {
-            return false;
-        }
-        if self.is_dry {
-            match self.poll_fill(cx) {
-                Poll::Pending => return false,
-                Poll::Ready(Ok(())) => self.logic.heard(now),
+    /// A step on the way to another server.
+    fn poll_move(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
+        let is_parked_in_executor = self.is_parked_in_executor();
+        let is_staying = self.common.stop.stage() != Stage::Run;
+        match &mut self.moving {
+            Move::No => false,
+            Move::Wanted(..) if is_staying => {
+                self.moving = Move::No;
+                false
+            }
+            Move::Wanted(_, at) if now < *at => false,
+            Move::Wanted(servers, _) => {
+                let mut servers = servers.clone();
+                servers.advance_past(self.servers.current());
+                let (server, to) = (self.server(), servers.current());
+                info!(core = self.id.0, %server, %to, "server is about to close: moving to another one");
+                let opening = self.open(to.clone());
+                self.moving = Move::Connecting(servers, glommio::spawn_local(opening));
+                true
+            }
+            Move::Connecting(servers, opening) => match Pin::new(opening).poll(cx) {
+                Poll::Pending => false,
+                Poll::Ready(Ok((wire, _))) if is_staying => {
+                    wire.close();
+                    self.moving = Move::No;
+                    true
+                }
+                Poll::Ready(Ok((wire, sign_in))) => {
+                    let (servers, subscribed_at, left_at) = (servers.clone(), None, None);
+                    self.moving = Move::Beside(Box::new(Second { servers, wire, subscribed_at, left_at }));
+                    self.logic.swap_links();
+                    self.logic.on_link(sign_in, now);
+                    self.logic.swap_links();
+                    true
+                }
                 Poll::Ready(Err(error)) => {
-                    self.lose_link(&explain(error, self.server()));
-                    return true;
+                    self.lose_second(&error);
+                    true
+                }
+            },
+            Move::Beside(second) => {
+                let (server, via) = (second.servers.current(), via(is_parked_in_executor, cx));
+                self.logic.swap_links();
+                let read = second.wire.poll_read(&mut self.logic, via, server, &mut self.reads, now);
+                let is_subscribed = self.logic.is_subscribed();
+                self.logic.swap_links();
+                match read {
+                    Err(why) => {
+                        self.lose_second(&why);
+                        true
+                    }
+                    Ok(did) if is_subscribed => self.go_over(now) || did,
+                    Ok(did) => did,
                 }
             }
         }
-        match self.logic.receive(self.buffer.unused(), now) {
-            Ok(used) => self.buffer.consume(used),
-            Err(fault) => {
-                self.lose_link(&fault);
-                return true;
-            }
-        }
-        // Only what is full leaves complete operations behind.
-        self.is_dry = self.logic.takes_bytes();
-        true
     }
 
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let is_parked = self.step == Step::Park && !self.is_alone();
-        let Link::Up { stream, direct, tls, .. } = &mut self.link else {
-            unreachable!("only a link that is up is read")
-        };
-        let mut read = |space: &mut [u8]| match is_parked {
-            true => Pin::new(&mut *stream).poll_read(cx, space),
-            false => unless_blocked(direct.read(space)),
-        };
-        let space = self.buffer.space();
-        let (bytes, is_full) = match tls {
-            None => (ready!(read(space))?, false),
-            Some(tls) => (ready!(tls.poll_read(space, read))?, tls.is_full()),
-        };
-        if bytes == 0 {
-            let error = io::Error::new(io::ErrorKind::UnexpectedEof, "server closed the connection");
-            return Poll::Ready(Err(error));
+    /// Both connections are subscribed: leaves the first one when it is time, and then for good.
+    fn go_over(&mut self, now: Duration) -> bool {
+        let Move::Beside(second) = &mut self.moving else { unreachable!("two connections") };
+        let subscribed_at = *second.subscribed_at.get_or_insert(now);
+        match second.left_at {
+            None if now >= subscribed_at + KNOWN_AFTER => {
+                second.left_at = Some(now);
+                self.logic.leave(now);
+                true
+            }
+            Some(_) if self.logic.has_left() => {
+                self.logic.change_links(now);
+                self.take_over(now);
+                info!(core = self.id.0, server = %self.server(), "moved");
+                true
+            }
+            Some(left_at) if now >= left_at + LEAVE_WITHIN => {
+                self.lose_link(&format!("server has not answered within {LEAVE_WITHIN:?} of our leaving"));
+                true
+            }
+            _ => false,
         }
-        self.is_full = is_full || bytes == space.len();
-        self.reads.observe(bytes as u64);
-        self.buffer.filled(bytes);
-        Poll::Ready(Ok(()))
+    }
+
+    /// The second wire is the link.
+    fn take_over(&mut self, now: Duration) {
+        let Move::Beside(second) = std::mem::replace(&mut self.moving, Move::No) else {
+            unreachable!("two connections")
+        };
+        self.servers = second.servers;
+        if let Link::Up(wire) = std::mem::replace(&mut self.link, Link::Up(second.wire)) {
+            wire.close();
+        }
+        self.say_status(now);
+    }
+
+    /// To another server than the one that is about to close.
+    fn move_on(&mut self) {
+        let is_staying = self.common.stop.stage() != Stage::Run;
+        // Before it is ready there is nothing to take along; then it is looked at again.
+        if is_staying || self.ready_at.is_none() || !matches!(self.moving, Move::No) {
+            return;
+        }
+        if !self.servers.has_another() {
+            let server = self.server();
+            warn!(core = self.id.0, %server, "server is about to close, and there is no other one that we know of");
+        } else {
+            self.moving = Move::Wanted(self.servers.clone(), Duration::ZERO);
+        }
+    }
+
+    /// There is no other connection any more, or never was: tries again, unless it is too late to stay.
+    fn lose_second(&mut self, why: &dyn std::fmt::Display) {
+        let now = self.epoch.elapsed();
+        let (servers, left_at) = match std::mem::replace(&mut self.moving, Move::No) {
+            Move::Connecting(servers, _) => (servers, None),
+            Move::Beside(second) => {
+                self.logic.swap_links();
+                self.logic.on_link_lost(now);
+                self.logic.swap_links();
+                second.wire.close();
+                (second.servers, second.left_at)
+            }
+            Move::No | Move::Wanted(..) => unreachable!("nothing to lose"),
+        };
+        let (core, server) = (self.id.0, servers.current());
+        warn!(core, %server, "cannot move there, trying on: {}", with_advice(&why.to_string(), server));
+        self.moving = Move::Wanted(servers, now + TICK);
+        if left_at.is_some() {
+            self.lose_link(&"not subscribed any more, and the server to move to is lost");
+        }
+    }
+
+    fn is_parked_in_executor(&self) -> bool {
+        self.step == Step::Park && !self.is_alone()
     }
 
     fn poll_mail_in(&mut self, cx: &mut Context<'_>) -> bool {
@@ -419,32 +534,17 @@ impl<L: Logic> Driver<L> {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
-        let (mut did, is_alone) = (false, self.is_alone());
-        let Link::Up { stream, direct, tls, is_mute } = &mut self.link else { return false };
-        let mut write = |bytes: &[u8]| match is_alone {
-            true => unless_blocked(direct.write(bytes)),
-            false => Pin::new(&mut *stream).poll_write(cx, bytes),
-        };
-        while !self.logic.output().is_empty() {
-            let output = self.logic.output();
-            let written = match tls {
-                None => write(output),
-                Some(tls) => tls.poll_write(output, &mut write),
-            };
-            match written {
-                _ if *is_mute => self.logic.wrote(self.logic.output().len(), now),
-                Poll::Pending => break,
-                Poll::Ready(Ok(bytes)) => {
-                    self.written_bytes += bytes as u64;
-                    self.logic.wrote(bytes, now);
-                }
-                Poll::Ready(Err(_)) => *is_mute = true,
-            }
-            did = true;
+        let is_through_executor = !self.is_alone();
+        let mut did = false;
+        if let Link::Up(wire) = &mut self.link {
+            did |=
+                wire.poll_write(&mut self.logic, via(is_through_executor, cx), &mut self.written_bytes, now);
         }
-        // What TLS has taken counts as written, so nothing else would come back to it.
-        if let Some(tls) = tls {
-            *is_mute |= matches!(tls.poll_flush(write), Poll::Ready(Err(_)));
+        if let Move::Beside(second) = &mut self.moving {
+            let via = via(is_through_executor, cx);
+            self.logic.swap_links();
+            did |= second.wire.poll_write(&mut self.logic, via, &mut self.written_bytes, now);
+            self.logic.swap_links();
         }
         did
     }
@@ -464,25 +564,16 @@ impl<L: Logic> Driver<L> {
     }
 
     /// Resolving, connecting and shaking hands block, so a thread beside the executor does it.
-    fn open(&mut self) -> impl Future<Output = io::Result<Opened>> + 'static {
-        let server = self.server().clone();
+    fn open(&self, server: Server) -> impl Future<Output = io::Result<(Wire, SignIn)>> + 'static {
         let timeout = self.common.connect_timeout;
         async move {
             let opened = glommio::executor().spawn_blocking(move || open(&server, timeout)).await?;
-            let direct = opened.socket.try_clone()?;
-            // Of both, since it is one socket. glommio does not mind.
-            direct.set_nonblocking(true)?;
-            Ok(Opened {
-                stream: opened.socket.into(),
-                direct: direct.into(),
-                tls: opened.tls.map(|tls| Box::new(Secured::new(tls))),
-                received: opened.received,
-                sign_in: opened.sign_in,
-            })
+            Wire::new(opened)
         }
     }
 
-    /// Closes the link, if there is one, says why, and goes on with the next server after a while.
+    /// Closes the link, if there is one, says why, and goes on with the server that we are moving to, or with the next one after a
+    /// while.
     fn lose_link(&mut self, why: &dyn std::fmt::Display) {
         self.say_notices();
         let lived = self.ready_at.take().map(|ready_at| self.epoch.elapsed().saturating_sub(ready_at));
@@ -490,7 +581,7 @@ impl<L: Logic> Driver<L> {
             self.attempts = 0;
         }
         let (core, server, attempt) = (self.id.0, self.server(), self.attempts + 1);
-        let (text, now) = (self.with_advice(&why.to_string()), self.epoch.elapsed());
+        let (text, now) = (with_advice(&why.to_string(), server), self.epoch.elapsed());
         let is_new = self.said.as_ref().is_none_or(|(at, said)| *said != text && now >= *at + SAID_EVERY);
         // The first time and then ever less often, until a link has lived for long again; and what was not said last.
         if attempt.is_power_of_two() || is_new {
@@ -498,42 +589,37 @@ impl<L: Logic> Driver<L> {
             warn!(core, %server, attempt, "{what}: {text}");
             (self.said, self.is_loss_said) = (Some((now, text)), true);
         }
-        self.say_goodbye();
-        if let Link::Up { stream, .. } = &mut self.link {
-            // Dropping it alone would close it only when the executor next looks at its polls.
-            let _ = Pin::new(stream).poll_close(&mut Context::from_waker(Waker::noop()));
+        let now = self.epoch.elapsed();
+        if let Move::Beside(_) = self.moving {
+            self.logic.change_links(now);
+            return self.take_over(now);
         }
-        self.logic.on_link_lost(self.epoch.elapsed());
-        self.servers.advance();
-        let delay = reconnect_delay(self.attempts, self.common.reconnect_delay_max);
-        self.attempts += 1;
-        self.link = Link::Waiting(Timer::new(delay));
+        self.logic.on_link_lost(now);
+        let link = if let Move::Connecting(servers, opening) = std::mem::replace(&mut self.moving, Move::No) {
+            self.servers = servers;
+            Link::Connecting(opening)
+        } else {
+            self.servers.advance();
+            let delay = reconnect_delay(self.attempts, self.common.reconnect_delay_max);
+            self.attempts += 1;
+            Link::Waiting(Timer::new(delay))
+        };
+        if let Link::Up(wire) = std::mem::replace(&mut self.link, link) {
+            wire.close();
+        }
         self.say_status(self.epoch.elapsed());
-    }
-
-    /// TLS has a word for the end of a connection.
-    fn say_goodbye(&mut self) {
-        if let Link::Up { direct, tls: Some(tls), .. } = &mut self.link {
-            tls.close(|bytes| unless_blocked(direct.write(bytes)));
-        }
     }
 
     fn server(&self) -> &Server {
         self.servers.current()
     }
 
-    /// What the server said, and what can be done about it where that is known.
-    fn with_advice(&self, text: &str) -> String {
-        let shown = fit_for_a_log(text);
-        match advice(text, self.server().credentials.as_ref()) {
-            Some(advice) => format!("{shown}: {advice}"),
-            None => shown,
-        }
-    }
-
     fn learn_servers(&mut self) {
         if let Some(info) = self.logic.link().and_then(|link| link.info()) {
             self.servers.learn(&info.connect_urls);
+            if info.ldm {
+                self.move_on();
+            }
         }
     }
 
@@ -554,7 +640,7 @@ impl<L: Logic> Driver<L> {
                 ),
                 Notice::Info => self.learn_servers(),
                 Notice::Refused(text) => {
-                    warn!(core, server = %self.server(), "server refused: {}", self.with_advice(&text));
+                    warn!(core, server = %self.server(), "server refused: {}", with_advice(&text, self.server()));
                 }
                 Notice::Asked(question, reply) => self.answer(question, &reply),
                 Notice::Rejected { subject, rejection, unsaid } => {
@@ -601,6 +687,15 @@ impl<L: Logic> Driver<L> {
     }
 }
 
+/// What `server` said, and what can be done about it where that is known.
+fn with_advice(text: &str, server: &Server) -> String {
+    let shown = fit_for_a_log(text);
+    match advice(text, server.credentials.as_ref()) {
+        Some(advice) => format!("{shown}: {advice}"),
+        None => shown,
+    }
+}
+
 fn say_backlog(news: News, queue: &Backlog) {
     let Backlog { pending, ack_pending, redelivered } = *queue;
     match news {
@@ -637,11 +732,8 @@ fn reconnect_delay(attempts: u32, max: Duration) -> Duration {
     whole / 2 + (whole / 2).mul_f64(random as f64 / f64::from(u32::MAX))
 }
 
-fn unless_blocked<T>(result: io::Result<T>) -> Poll<io::Result<T>> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-        result => Poll::Ready(result),
-    }
+fn via<'a, 'b>(is_through_executor: bool, cx: &'a mut Context<'b>) -> Via<'a, 'b> {
+    if is_through_executor { Via::Executor(cx) } else { Via::Itself }
 }
 
 pub fn wall_clock() -> Timestamp {

@@ -12,7 +12,7 @@
 //! | [`message`] | JSON to words and back |
 //! | [`reply`] | where a request is to be answered, and what an answer looks like |
 //! | [`logic`] | what a driver sees of one core's logic, in either mode |
-//! | [`shard`] | one core's whole logic in memory mode: bytes and mail in, bytes and mail out; `shard/causal`: fences that make a digest miss nothing |
+//! | [`shard`] | one core's whole logic in memory mode: bytes and mail in, bytes and mail out; `shard/causal`: fences that make a digest miss nothing; `shard/link`: one of its connections |
 //! | [`durable`] | the same in durable mode: the record of a user, its state machine, who is there to look after it, the worker |
 //! | [`mesh`] | mail between cores: a table of bounded inboxes |
 //! | [`pace`] | when a core looks again, lets work gather, or sleeps |
@@ -26,11 +26,12 @@
 //! | `nats_wire` | the codec and one connection's session, a crate of its own in `proto/` |
 //!
 //! and, in the program, `main` (choose CPUs, start, wait, join), `preflight` (may we run here), `provision` (are the
-//! streams there), `driver` (one core's logic on one glommio executor), `bell` (sleeping outside it), `stop` (from a signal
-//! to all cores), `systemd` (connected, stopping, alive), `connect` (a name to a socket), `transport` (a socket to a connection on
-//! which NATS can begin, plain or through TLS), `tls` (files to a handshake, and what went wrong in words), `http` (health,
-//! readiness and metrics), `verify` (the smoke test), `state` (what is known of one user in durable mode), `top` (all instances at
-//! a glance), `client` and `ask` (a blocking client, and JetStream over it).
+//! streams there), `driver` (one core's logic on one glommio executor), `wire` (a connection as the driver reads and writes it),
+//! `bell` (sleeping outside the executor), `stop` (from a signal to all cores), `systemd` (connected, stopping, alive), `connect`
+//! (a name to a socket), `transport` (a socket to a connection on which NATS can begin, plain or through TLS), `tls` (files to a
+//! handshake, and what went wrong in words), `http` (health, readiness and metrics), `verify` (the smoke test), `state` (what is
+//! known of one user in durable mode), `top` (all instances at a glance), `client` and `ask` (a blocking client, and JetStream
+//! over it).
 //!
 //! Who may know whom: `driver` knows `logic`, `mesh` and `pace`; `shard` and `durable` know `book`, `message` and `nats_wire`;
 //! `book` knows `alarm` and `alarms`; `nats_wire` knows nobody. Never the other way round. What is due is decided in

@@ -8,6 +8,14 @@
 //! 2. Mail from peers waits while [`Logic::takes_mail`] is false: that depends on our own link only, never on a peer.
 //! 3. After anything came in, [`Logic::finish_turn`]; then output and mail are taken along.
 //!
+//! Whoever can hold two connections can move from one server to another that way, and nothing is lost between them:
+//!
+//! ```text
+//! swap_links, on_link, swap_links      the second connection shakes hands and is subscribed, beside the first one
+//! leave                                the first is not, any more, and nothing more is published on it
+//! change_links, when has_left          the second is the connection; the first is to be closed
+//! ```
+//!
 //! Times called `now` are spans since any fixed instant.
 
 use std::time::Duration;
@@ -30,6 +38,23 @@ pub trait Logic {
 
     /// The connection is gone.
     fn on_link_lost(&mut self, now: Duration);
+
+    /// Everything that is said of the connection, here and by [`Self::receive`] and what follows, is said of the other one until this
+    /// is called again, but for [`Self::finish_turn`], [`Self::drain`] and mail, which are for whole turns.
+    fn swap_links(&mut self);
+
+    /// Whether the server has read that we are subscribed; for logic that is not itself, whether we could be.
+    fn is_subscribed(&self) -> bool;
+
+    /// Asks for no more on this connection, finishes what is on its way there, and keeps what is to be published for the other one.
+    /// [`Self::has_left`] tells when that is done. Asking again does nothing.
+    fn leave(&mut self, now: Duration);
+
+    /// Whether nothing is left on the connection that was to be left.
+    fn has_left(&self) -> bool;
+
+    /// The connection is gone, and the other one is in its place.
+    fn change_links(&mut self, now: Duration);
 
     /// Bytes came from the socket.
     fn heard(&mut self, now: Duration);

@@ -15,6 +15,7 @@ mod tls;
 mod top;
 mod transport;
 mod verify;
+mod wire;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;

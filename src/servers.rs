@@ -198,6 +198,16 @@ impl Servers {
         self.current = next;
     }
 
+    /// Goes on to the next one that is not where `here` is; says whether there is any.
+    pub fn advance_past(&mut self, here: &Server) -> bool {
+        let is_any = self.all().any(|server| !server.is_where(here));
+        self.advance();
+        while is_any && self.current.is_where(here) {
+            self.advance();
+        }
+        is_any
+    }
+
     /// Whether there is any other than the current one.
     #[must_use]
     pub fn has_another(&self) -> bool {
@@ -368,6 +378,17 @@ mod tests {
         let urls: Vec<String> = (0..60_000).map(|port| format!("b:{port}")).collect();
         servers.learn(&urls);
         assert_eq!(servers.all().count(), 65, "we come back to ours before long");
+    }
+
+    #[test]
+    fn whoever_leaves_a_server_goes_to_one_that_is_elsewhere() {
+        let mut servers = Servers::new(vec![server("a"), server("a"), server("b")], 0);
+        let here = servers.current().clone();
+        for _ in 0..2 {
+            assert!(servers.advance_past(&here));
+            assert_eq!(servers.current().host, "b");
+        }
+        assert!(!Servers::new(vec![server("a"), server("a:4222")], 0).advance_past(&here));
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! Never: a socket, a thread, a clock, a log line. What the log should know is left in [`Logic::notices`].
 
 mod causal;
+mod link;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -31,10 +32,16 @@ use crate::message::{self, Rejection};
 use crate::reply::{Replies, ReplyTo};
 use crate::service_api::{self, Listener};
 use causal::Causal;
+use link::{Link, Mark};
 
 /// A shard's number, less than the number of shards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ShardId(pub usize);
+
+impl ShardId {
+    /// The number of no shard.
+    pub const NONE: Self = Self(usize::MAX);
+}
 
 /// What every shard of a service has in common.
 #[derive(Clone, Debug)]
@@ -91,7 +98,8 @@ pub enum Mail {
 pub struct Request {
     /// Whose.
     pub user: UserId,
-    /// The shard that read the request.
+    /// The shard that read the request, and by that all that the server had sent it before; [`ShardId::NONE`], if it has another
+    /// connection on which more may be on its way.
     pub reader: ShardId,
     /// When, in microseconds.
     pub asked_at: u64,
@@ -105,6 +113,8 @@ const _: () = assert!(size_of::<Mail>() == size_of::<Change>());
 /// The logic of one core.
 ///
 /// `fenced <= written <= unsettled.len()`; `fence` is some ⇔ `fenced > 0`; no link ⇒ `written == 0`.
+/// What is published goes to `link`. `second` is read as well, and takes its place when a move to another server is over; while
+/// [`Logic::swap_links`] has exchanged the two, `is_swapped`, `link` is that one.
 /// `unsettled_bytes` is the sum of their `bytes()`, and exceeds its limit by one digest at most. `reply_bytes` is the sum of
 /// the reply subjects in `causal` and `postponed`, and never takes the two over that limit.
 pub struct Shard {
@@ -114,7 +124,12 @@ pub struct Shard {
     /// For one shard of a service.
     service_api: Option<Listener>,
     book: Book,
-    link: Option<Session>,
+    link: Option<Link>,
+    second: Option<Link>,
+    is_swapped: bool,
+    /// Links so far.
+    links: u64,
+    leave: Leave,
     /// Published, and not yet proved to have been read by the server; oldest first.
     unsettled: VecDeque<Publication>,
     unsettled_bytes: usize,
@@ -122,13 +137,11 @@ pub struct Shard {
     written: usize,
     /// How many of those stand before `fence`.
     fenced: usize,
-    fence: Option<Fence>,
+    fence: Option<Mark>,
     causal: Causal,
     /// Whose digests wait until more is settled.
     postponed: VecDeque<Request>,
     reply_bytes: usize,
-    /// When this has passed, the server has read our subscriptions.
-    subscribed: Option<Fence>,
     /// One per shard; our own stays empty.
     mail: Vec<Vec<Mail>>,
     mail_is_full: bool,
@@ -146,8 +159,18 @@ pub struct Shard {
 enum Drain {
     Not,
     /// Unsubscribed; when this fence has passed, all that the server sent us has been read.
-    Reading(Fence),
+    Reading(Mark),
     /// All our mail has been written; peers may still send.
+    Read,
+}
+
+/// How far we are in leaving `link` for `second`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Leave {
+    Not,
+    /// Unsubscribed; when this fence has passed, all that the server sent us there has been read. What is published from now on waits
+    /// for the other link.
+    Reading(Mark),
     Read,
 }
 
@@ -222,6 +245,10 @@ impl Shard {
             config,
             book: Book::new(),
             link: None,
+            second: None,
+            is_swapped: false,
+            links: 0,
+            leave: Leave::Not,
             unsettled: VecDeque::new(),
             unsettled_bytes: 0,
             written: 0,
@@ -230,7 +257,6 @@ impl Shard {
             causal: Causal::new(shards),
             postponed: VecDeque::new(),
             reply_bytes: 0,
-            subscribed: None,
             mail: (0..shards).map(|_| Vec::new()).collect(),
             mail_is_full: false,
             drain: Drain::Not,
@@ -244,18 +270,23 @@ impl Shard {
 
     fn on_ready(&mut self, now: Duration) {
         let link = self.link.as_mut().expect("it just told that it is ready");
-        if let Some(service_api) = &self.service_api {
-            service_api.subscribe(link, now);
+        if let Some(service_api) = self.service_api.as_ref().filter(|_| !self.is_swapped) {
+            service_api.subscribe(&mut link.session, now);
         }
         if self.drain == Drain::Not {
             let subjects = &self.config.subjects;
             let queue = QueueGroup::new(&self.config.queue_group).expect("checked with the configuration");
             for (subject, sid) in [(&subjects.changed, CHANGED_SID), (&subjects.send, SEND_SID)] {
                 let filter = SubjectFilter::new(subject).expect("checked with the configuration");
-                link.subscribe(filter, Some(queue), Sid::from(sid), now);
+                link.session.subscribe(filter, Some(queue), Sid::from(sid), now);
             }
         }
-        self.subscribed = Some(link.fence(now));
+        link.subscribed = Some(link.fence(now));
+    }
+
+    fn on_subscribed(&mut self) {
+        self.counters.connected += 1;
+        self.notices.push(Notice::Ready);
     }
 
     /// Without its subscriptions a shard is deaf, and a digest that was refused must not count as delivered. So the link is
@@ -300,8 +331,8 @@ impl Shard {
             }
             Ok(Command::SendDigest(user)) => {
                 self.counters.requests += 1;
-                let request =
-                    Request { user, reader: self.id, asked_at: micros(now), reply: self.reply_of(message) };
+                let reader = if self.second.is_none() { self.id } else { ShardId::NONE };
+                let request = Request { user, reader, asked_at: micros(now), reply: self.reply_of(message) };
                 match self.peer(&request.user) {
                     None => self.on_request(request),
                     Some(owner) => self.send(owner, Mail::SendDigest(request)),
@@ -341,7 +372,7 @@ impl Shard {
         }
         self.reply_bytes += reply_bytes(&request.reply);
         // On one connection the server keeps the order.
-        if self.config.is_eager || self.mail.len() == 1 {
+        if self.config.is_eager || self.mail.len() == 1 && self.second.is_none() {
             self.take_up(request);
         } else {
             self.causal.ask(request);
@@ -368,12 +399,13 @@ impl Shard {
             }
             // Whoever has read all will hear no more of it than the last mail of the others, which is on its way.
         }
-        match self.link.as_mut().filter(|link| link.is_ready()) {
-            Some(link) if !has_read_all => self.causal.send(|| link.fence(now)),
-            _ => {
-                let owners = self.causal.on_silence();
-                self.tell_passed(owners);
-            }
+        let mut links =
+            [&mut self.link, &mut self.second].map(|link| link.as_mut().filter(|link| link.is_ready()));
+        if !has_read_all && links.iter().any(Option::is_some) {
+            self.causal.send(|| links.iter_mut().flatten().map(|link| link.fence(now)).collect());
+        } else {
+            let owners = self.causal.on_silence();
+            self.tell_passed(owners);
         }
         self.answer_what_passed();
     }
@@ -431,7 +463,7 @@ impl Shard {
         // The proof would come only after the rest of this flood. Output is bounded by itself.
         self.counters.unproved += 1;
         let link = self.link.as_mut().expect("a message came on it");
-        write_dead_letter(&letter, link, subjects, now);
+        write_dead_letter(&letter, &mut link.session, subjects, now);
     }
 
     fn publish(&mut self, publication: Publication) {
@@ -440,7 +472,18 @@ impl Shard {
     }
 
     fn on_passed(&mut self, fence: Fence, now: Duration) {
-        if self.fence == Some(fence) {
+        let link = self.link.as_mut().expect("a fence passed on it");
+        let mark = link.mark(fence);
+        if link.subscribed == Some(mark) {
+            (link.subscribed, link.is_subscribed) = (None, true);
+            if !self.is_swapped {
+                self.on_subscribed();
+            }
+        }
+        if self.leave == Leave::Reading(mark) {
+            self.leave = Leave::Read;
+        }
+        if self.fence == Some(mark) {
             self.settle(now);
             while !self.is_full()
                 && let Some(request) = self.postponed.pop_front()
@@ -448,14 +491,9 @@ impl Shard {
                 self.send_digest(request);
             }
         }
-        let owners = self.causal.on_passed(fence);
+        let owners = self.causal.on_passed(mark);
         self.tell_passed(owners);
-        if self.subscribed == Some(fence) {
-            self.subscribed = None;
-            self.counters.connected += 1;
-            self.notices.push(Notice::Ready);
-        }
-        if self.drain == Drain::Reading(fence) {
+        if self.drain == Drain::Reading(mark) {
             self.on_all_read();
         }
     }
@@ -497,24 +535,61 @@ impl Shard {
 impl Logic for Shard {
     fn on_link(&mut self, sign_in: SignIn, now: Duration) {
         self.on_link_lost(now);
-        self.link = Some(Session::new(self.config.session.clone(), now).signing_in(sign_in));
+        self.links += 1;
+        let session = Session::new(self.config.session.clone(), now).signing_in(sign_in);
+        self.link = Some(Link::new(self.links, session));
     }
 
     fn on_link_lost(&mut self, _now: Duration) {
-        self.link = None;
-        self.counters.resent += self.written as u64;
-        (self.written, self.fenced, self.fence, self.subscribed) = (0, 0, None, None);
+        let Some(link) = self.link.take() else { return };
         // What was on its way is read or lost.
-        let owners = self.causal.on_silence();
+        let owners = self.causal.on_link_lost(link.number);
         self.tell_passed(owners);
+        if self.is_swapped {
+            return;
+        }
+        self.counters.resent += self.written as u64;
+        (self.written, self.fenced, self.fence) = (0, 0, None);
+        self.leave = Leave::Not;
         if let Drain::Reading(_) = self.drain {
             self.on_all_read();
         }
     }
 
+    fn swap_links(&mut self) {
+        std::mem::swap(&mut self.link, &mut self.second);
+        self.is_swapped = !self.is_swapped;
+    }
+
+    fn is_subscribed(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.is_subscribed)
+    }
+
+    fn leave(&mut self, now: Duration) {
+        if let Some(link) = self.link.as_mut().filter(|_| self.leave == Leave::Not) {
+            self.leave = Leave::Reading(unsubscribe(link, now));
+        }
+    }
+
+    fn has_left(&self) -> bool {
+        self.leave == Leave::Read && self.written == 0 && self.output().is_empty()
+    }
+
+    fn change_links(&mut self, now: Duration) {
+        self.on_link_lost(now);
+        self.link = self.second.take();
+        let Some(link) = self.link.as_mut().filter(|link| link.is_ready()) else { return };
+        if let Some(service_api) = &self.service_api {
+            service_api.subscribe(&mut link.session, now);
+        }
+        if link.is_subscribed {
+            self.on_subscribed();
+        }
+    }
+
     fn heard(&mut self, now: Duration) {
         if let Some(link) = &mut self.link {
-            link.heard(now);
+            link.session.heard(now);
         }
     }
 
@@ -522,13 +597,14 @@ impl Logic for Shard {
         let mut used_all = 0;
         while self.takes_bytes() {
             let Some(link) = &mut self.link else { break };
-            let (used, event) = link.receive(&bytes[used_all..])?;
+            let (used, event) = link.session.receive(&bytes[used_all..])?;
             used_all += used;
             match event {
                 None => break,
                 Some(Event::Message(message)) => self.on_message(&message, now)?,
                 Some(Event::Passed(fence)) => self.on_passed(fence, now),
                 Some(Event::Ready) => self.on_ready(now),
+                Some(Event::Info) if self.is_swapped => {}
                 Some(Event::Info) => self.notices.push(Notice::Info),
                 Some(Event::Refused(text)) => self.on_refused(&text, now)?,
             }
@@ -553,12 +629,12 @@ impl Logic for Shard {
         let retention = i64::try_from(self.config.retention.as_secs()).unwrap_or(i64::MAX);
         self.book.forget(Timestamp::new(wall.seconds().saturating_sub(retention), wall.nanos()));
         let is_reading = self.takes_bytes();
-        let Some(link) = &mut self.link else { return Ok(()) };
+        let Some(Link { session, .. }) = &mut self.link else { return Ok(()) };
         if !is_reading {
             // It is we who do not listen. Whether the server reads shows in the output.
-            link.heard(now);
+            session.heard(now);
         }
-        link.on_time(now)
+        session.on_time(now)
     }
 
     fn drain(&mut self, now: Duration) {
@@ -566,11 +642,7 @@ impl Logic for Shard {
             return;
         }
         match &mut self.link {
-            Some(link) if link.is_ready() => {
-                link.unsubscribe(Sid::from(CHANGED_SID), now);
-                link.unsubscribe(Sid::from(SEND_SID), now);
-                self.drain = Drain::Reading(link.fence(now));
-            }
+            Some(link) if link.is_ready() => self.drain = Drain::Reading(unsubscribe(link, now)),
             // Not subscribed, and will not be.
             _ => self.on_all_read(),
         }
@@ -579,9 +651,12 @@ impl Logic for Shard {
     fn finish_turn(&mut self, now: Duration) {
         self.go_on_with_rounds(now);
         let Some(link) = self.link.as_mut().filter(|link| link.is_ready()) else { return };
-        while self.written < self.unsettled.len() && link.output().len() < self.config.output_bytes_max {
+        while self.leave == Leave::Not
+            && self.written < self.unsettled.len()
+            && link.session.output().len() < self.config.output_bytes_max
+        {
             let publication = &self.unsettled[self.written];
-            write(publication, link, &self.config.subjects, &mut self.scratch, now);
+            write(publication, &mut link.session, &self.config.subjects, &mut self.scratch, now);
             self.written += 1;
         }
         // One fence at a time: what is written meanwhile waits for the next, so that fences cost a round trip each
@@ -594,24 +669,24 @@ impl Logic for Shard {
 
     /// A handshake brings no messages, so full mail does not hold it back: the peers may be waiting for this very link.
     fn takes_bytes(&self) -> bool {
-        let link_is_ready = self.link.as_ref().is_some_and(Session::is_ready);
+        let link_is_ready = self.link.as_ref().is_some_and(Link::is_ready);
         !(self.mail_is_full && link_is_ready) && self.output().len() < self.config.output_bytes_max
     }
 
     /// If this depended on room for our own mail, two shards could wait for each other.
     fn takes_mail(&self) -> bool {
         match &self.link {
-            Some(link) if link.is_ready() => link.output().len() < self.config.output_bytes_max,
+            Some(link) if link.is_ready() => link.session.output().len() < self.config.output_bytes_max,
             _ => self.unsettled_bytes < self.config.unsettled_bytes_max,
         }
     }
 
     fn output(&self) -> &[u8] {
-        self.link.as_ref().map_or(&[], Session::output)
+        self.link.as_ref().map_or(&[], |link| link.session.output())
     }
 
     fn wrote(&mut self, bytes: usize, now: Duration) {
-        self.link.as_mut().expect("only a link has output").wrote(bytes, now);
+        self.link.as_mut().expect("only a link has output").session.wrote(bytes, now);
     }
 
     fn mail_for(&mut self, peer: ShardId) -> Option<&mut Vec<Mail>> {
@@ -632,7 +707,7 @@ impl Logic for Shard {
     }
 
     fn link(&self) -> Option<&Session> {
-        self.link.as_ref()
+        self.link.as_ref().map(|link| &link.session)
     }
 
     fn notices(&mut self) -> &mut Vec<Notice> {
@@ -645,7 +720,7 @@ impl Logic for Shard {
 
     fn answer(&mut self, reply: &ReplyTo, payload: &[u8], now: Duration) {
         if self.output().len() < self.config.output_bytes_max {
-            reply.publish(payload, self.link.as_mut(), now);
+            reply.publish(payload, self.link.as_mut().map(|link| &mut link.session), now);
         }
     }
 
@@ -671,6 +746,14 @@ pub fn owner(user: &UserId, shards: usize) -> ShardId {
     }
     let hash = user.0.with_bytes(xxh3_64);
     ShardId(((u128::from(hash) * shards as u128) >> 64) as usize)
+}
+
+/// Nothing that the server sends behind this fence is ours.
+fn unsubscribe(link: &mut Link, now: Duration) -> Mark {
+    for sid in [CHANGED_SID, SEND_SID] {
+        link.session.unsubscribe(Sid::from(sid), now);
+    }
+    link.fence(now)
 }
 
 fn write(

@@ -31,8 +31,8 @@ const OF_MEMORY: &[Mutation] = &[
     (
         "what was not proved is not sent again on the next link",
         SHARD,
-        "(self.written, self.fenced, self.fence, self.subscribed) = (0, 0, None, None);",
-        "(self.fenced, self.fence, self.subscribed) = (0, None, None);",
+        "(self.written, self.fenced, self.fence) = (0, 0, None);",
+        "(self.fenced, self.fence) = (0, None);",
     ),
     (
         "what was published last is sent again first",
@@ -40,7 +40,7 @@ const OF_MEMORY: &[Mutation] = &[
         "self.unsettled.push_back(publication);",
         "self.unsettled.push_front(publication);",
     ),
-    ("any PONG is a proof", SHARD, "if self.fence == Some(fence) {", "if self.fence.is_some() {"),
+    ("any PONG is a proof", SHARD, "if self.fence == Some(mark) {", "if self.fence.is_some() {"),
     (
         "a digest that the server refused counts as delivered",
         SHARD,
@@ -50,14 +50,14 @@ const OF_MEMORY: &[Mutation] = &[
     (
         "no fence is sent: whoever is asked has passed",
         SHARD,
-        "Some(link) if !has_read_all => self.causal.send(|| link.fence(now)),",
-        "Some(_) if id.0 > 64 => {}",
+        "if !has_read_all && links.iter().any(Option::is_some) {",
+        "if id.0 > 64 {",
     ),
     (
         "a request does not wait for a round",
         SHARD,
         "            self.causal.ask(request);\n",
-        "            self.answer(request);\n",
+        "            self.take_up(request);\n",
     ),
     (
         "a round waits for one shard only",
@@ -110,8 +110,8 @@ const OF_MEMORY: &[Mutation] = &[
     (
         "a drain does not read what is on its way",
         SHARD,
-        "self.drain = Drain::Reading(link.fence(now));",
-        "link.fence(now);\n                self.on_all_read();",
+        "self.drain = Drain::Reading(unsubscribe(link, now)),",
+        "{ unsubscribe(link, now); self.on_all_read() }",
     ),
     (
         "a link that breaks while draining is waited for for ever",
@@ -119,11 +119,48 @@ const OF_MEMORY: &[Mutation] = &[
         "if let Drain::Reading(_) = self.drain {",
         "if self.drain == Drain::Read && self.lasts.is_empty() {",
     ),
+    (
+        "with two connections a fence is sent on one of them",
+        SHARD,
+        "links.iter_mut().flatten().map",
+        "links.iter_mut().flatten().take(1).map",
+    ),
+    (
+        "who read a request on one of two connections is not waited for",
+        SHARD,
+        "if self.second.is_none() { self.id } else { ShardId::NONE }",
+        "if self.second.is_none() || self.links > 0 { self.id } else { ShardId::NONE }",
+    ),
+    (
+        "the only shard does not wait for its second connection",
+        SHARD,
+        "self.mail.len() == 1 && self.second.is_none()",
+        "self.mail.len() == 1",
+    ),
+    (
+        "a connection is left before what is on its way there has been read",
+        SHARD,
+        "self.leave = Leave::Reading(unsubscribe(link, now));",
+        "unsubscribe(link, now);\n            self.leave = Leave::Read;",
+    ),
+    (
+        "a connection is left before what was published there is proved",
+        SHARD,
+        "self.leave == Leave::Read && self.written == 0",
+        "self.leave == Leave::Read",
+    ),
+    (
+        "fences of two connections are taken for each other",
+        "src/shard/link.rs",
+        "Mark { link: self.number, fence }",
+        "Mark { link: self.number.min(1), fence }",
+    ),
+    ("fences of a connection that broke are waited for", CAUSAL, "sent.link == number", "sent.link > number"),
     ("a request that has to wait is dropped", SHARD, "return self.postponed.push_back(request);", "return;"),
     (
         "a dead letter that cannot be proved is dropped",
         SHARD,
-        "        write_dead_letter(&letter, link, subjects, now);\n    }\n\n    fn publish",
+        "        write_dead_letter(&letter, &mut link.session, subjects, now);\n    }\n\n    fn publish",
         "        let _ = (link, subjects, now, letter);\n    }\n\n    fn publish",
     ),
     (
@@ -280,6 +317,12 @@ const OF_WORKERS: &[Mutation] = &[
         WORKER,
         "self.open == 0 && self.jetstream.waiting() == 0 && self.waiting.is_empty()",
         "self.waiting.len() < 1 << 20",
+    ),
+    (
+        "a connection is left before all is answered",
+        WORKER,
+        "self.is_leaving && self.drain == Drain::Done",
+        "self.is_leaving",
     ),
     (
         "what is no news to a record is no news",

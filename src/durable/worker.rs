@@ -120,7 +120,8 @@ enum Tag {
 
 /// The logic of one core.
 ///
-/// `by_id` and `users` hold the same users; a user with an operation in flight is never dropped. `waiting` holds each slot
+/// `second` is a connection that shakes hands and no more, until it takes the place of `link`; while [`Logic::swap_links`] has
+/// exchanged the two, `is_swapped`, `link` is that one. `by_id` and `users` hold the same users; a user with an operation in flight is never dropped. `waiting` holds each slot
 /// whose `is_waiting` is set once, and no other.
 pub struct Worker {
     config: WorkerConfig,
@@ -129,6 +130,10 @@ pub struct Worker {
     /// For one worker of an instance.
     service_api: Option<Listener>,
     link: Option<Session>,
+    second: Option<Session>,
+    is_swapped: bool,
+    /// What drains is this connection, and not the worker.
+    is_leaving: bool,
     /// When this has passed, the server has read our subscriptions.
     subscribed: Option<Fence>,
     jetstream: JetStream<Tag>,
@@ -285,6 +290,9 @@ impl Worker {
             service_api: None,
             names,
             link: None,
+            second: None,
+            is_swapped: false,
+            is_leaving: false,
             subscribed: None,
             relay,
             pulls,
@@ -1000,6 +1008,9 @@ impl Logic for Worker {
 
     fn on_link_lost(&mut self, now: Duration) {
         self.link = None;
+        if self.is_swapped {
+            return;
+        }
         self.pulls.iter_mut().for_each(Pull::give_up);
         let forgotten: Vec<Tag> = self.jetstream.forget().map(|(_, tag)| tag).collect();
         for tag in forgotten {
@@ -1009,8 +1020,39 @@ impl Logic for Worker {
                 Tag::Backlog | Tag::Room(_) => {}
             }
         }
-        if matches!(self.drain, Drain::Reading(_) | Drain::Acknowledging(_)) {
+        if std::mem::take(&mut self.is_leaving) {
+            self.drain = Drain::Not;
+        } else if matches!(self.drain, Drain::Reading(_) | Drain::Acknowledging(_)) {
             self.drain = Drain::Finishing;
+        }
+    }
+
+    fn swap_links(&mut self) {
+        std::mem::swap(&mut self.link, &mut self.second);
+        self.is_swapped = !self.is_swapped;
+    }
+
+    fn is_subscribed(&self) -> bool {
+        self.link.as_ref().is_some_and(Session::is_ready)
+    }
+
+    /// The same as the end of it all, and then all begins anew on the other one.
+    fn leave(&mut self, now: Duration) {
+        if self.drain == Drain::Not && self.link.is_some() {
+            self.drain(now);
+            self.is_leaving = true;
+        }
+    }
+
+    fn has_left(&self) -> bool {
+        self.is_leaving && self.drain == Drain::Done && self.output().is_empty()
+    }
+
+    fn change_links(&mut self, now: Duration) {
+        self.on_link_lost(now);
+        self.link = self.second.take();
+        if self.link.as_ref().is_some_and(Session::is_ready) {
+            self.on_ready(now);
         }
     }
 
@@ -1028,6 +1070,10 @@ impl Logic for Worker {
             used_all += used;
             match event {
                 None => break,
+                Some(Event::Refused(text)) if self.is_swapped => {
+                    return Err(Fault::Refused(text.to_string()));
+                }
+                Some(_) if self.is_swapped => {}
                 Some(Event::Message(message)) => self.on_message(&message, now)?,
                 Some(Event::Passed(fence)) if self.drain == Drain::Reading(fence) => {
                     self.drain = Drain::Finishing
@@ -1049,6 +1095,9 @@ impl Logic for Worker {
     }
 
     fn on_time(&mut self, now: Duration, wall: Timestamp) -> Result<(), Fault> {
+        if self.is_swapped {
+            return self.link.as_mut().map_or(Ok(()), |link| link.on_time(now));
+        }
         self.wall = wall;
         while let Some((_, tag)) = self.jetstream.expired(now, self.config.request_timeout) {
             self.counters.unknown += 1;
@@ -1150,7 +1199,7 @@ impl Logic for Worker {
     }
 
     fn is_drained(&self) -> bool {
-        self.drain == Drain::Done
+        self.drain == Drain::Done && !self.is_leaving
     }
 
     fn link(&self) -> Option<&Session> {

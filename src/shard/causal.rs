@@ -14,12 +14,12 @@
 //! keeps the order. So a round whose requests were all read by one shard does not wait for that one, which saves the wake-ups of
 //! a round trip where they weigh most, at low rates.
 //!
-//! A shard without a link, or with one that has not subscribed yet, passes at once: nothing is on its way to it.
+//! A shard without a link, or with one that has not subscribed yet, passes at once: nothing is on its way to it. One that moves
+//! from one server to another has two for a while, passes when a fence of each has, and is waited for whoever read the request.
 //!
 //! Never: a session, a digest.
 
-use nats_wire::session::Fence;
-
+use super::link::Mark;
 use super::{Request, ShardId};
 
 /// The rounds of one shard: its own as an owner, and its part in those of others.
@@ -40,8 +40,8 @@ pub(super) struct Causal {
     awaited: Vec<bool>,
     /// Owners that wait for our next fence.
     wanted: Vec<ShardId>,
-    /// Our fence that has not passed yet, and who waits for it.
-    under_way: Option<(Fence, Vec<ShardId>)>,
+    /// Our fences that have not passed yet, one for each link, and who waits for them.
+    under_way: Option<(Vec<Mark>, Vec<ShardId>)>,
 }
 
 /// Who read the requests for the next round.
@@ -113,22 +113,33 @@ impl Causal {
         self.wanted.push(owner);
     }
 
-    /// Sends the fence that owners wait for, unless one is under way.
-    pub(super) fn send(&mut self, fence: impl FnOnce() -> Fence) {
+    /// Sends the fences that owners wait for, unless some are under way.
+    pub(super) fn send(&mut self, fences: impl FnOnce() -> Vec<Mark>) {
         if self.under_way.is_none() && !self.wanted.is_empty() {
-            self.under_way = Some((fence(), std::mem::take(&mut self.wanted)));
+            self.under_way = Some((fences(), std::mem::take(&mut self.wanted)));
         }
     }
 
-    /// Who waited for `fence`.
-    pub(super) fn on_passed(&mut self, fence: Fence) -> Vec<ShardId> {
-        match self.under_way.take_if(|(sent, _)| *sent == fence) {
+    /// Who waited for `mark`, and for no other any more.
+    pub(super) fn on_passed(&mut self, mark: Mark) -> Vec<ShardId> {
+        self.without(|sent| sent == mark)
+    }
+
+    /// Who waited for a fence of this link, and for no other any more: nothing more can come on it.
+    pub(super) fn on_link_lost(&mut self, number: u64) -> Vec<ShardId> {
+        self.without(|sent| sent.link == number)
+    }
+
+    fn without(&mut self, is_over: impl Fn(Mark) -> bool) -> Vec<ShardId> {
+        let Some((marks, _)) = &mut self.under_way else { return Vec::new() };
+        marks.retain(|mark| !is_over(*mark));
+        match self.under_way.take_if(|(marks, _)| marks.is_empty()) {
             Some((_, owners)) => owners,
             None => Vec::new(),
         }
     }
 
-    /// Who waits for any fence of ours: nothing more can come on this link.
+    /// Who waits for any fence of ours: nothing more can come.
     pub(super) fn on_silence(&mut self) -> Vec<ShardId> {
         let mut owners = std::mem::take(&mut self.wanted);
         owners.extend(self.under_way.take().into_iter().flat_map(|(_, owners)| owners));

@@ -526,6 +526,103 @@ fn the_owner_is_the_same_on_every_machine_and_in_every_version() {
     }
 }
 
+/// What the shard writes on its second connection when these bytes have come there.
+fn told_second(shard: &mut Shard, bytes: &[&str]) -> String {
+    shard.swap_links();
+    for bytes in bytes {
+        assert_eq!(shard.receive(bytes.as_bytes(), NOW).expect("no fault"), bytes.len());
+    }
+    shard.swap_links();
+    shard.finish_turn(NOW);
+    shard.swap_links();
+    let output = String::from_utf8(shard.output().to_vec()).expect("all of it is text here");
+    shard.wrote(output.len(), NOW);
+    shard.swap_links();
+    output
+}
+
+/// The only shard, with two connections that are both subscribed.
+fn moving() -> Shard {
+    let mut shard = ready(1);
+    shard.swap_links();
+    shard.on_link(SignIn::default(), NOW);
+    shard.swap_links();
+    let hello = told_second(&mut shard, &[INFO, "PONG\r\n"]);
+    assert!(hello.ends_with("SUB changed group 1\r\nSUB send group 2\r\nPING\r\n"), "{hello}");
+    assert!(!is_second_subscribed(&mut shard));
+    assert_eq!(told_second(&mut shard, &["PONG\r\n"]), "");
+    assert!(is_second_subscribed(&mut shard) && shard.notices().is_empty());
+    shard
+}
+
+fn is_second_subscribed(shard: &mut Shard) -> bool {
+    shard.swap_links();
+    let is_subscribed = shard.is_subscribed();
+    shard.swap_links();
+    is_subscribed
+}
+
+#[test]
+fn with_two_connections_a_digest_waits_for_what_is_on_its_way_on_both() {
+    let mut shard = moving();
+    assert_eq!(told(&mut shard, &[&change("ann", "disk"), &request("ann")]), "PING\r\n");
+    assert_eq!(told_second(&mut shard, &[]), "PING\r\n");
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), "");
+    assert_eq!(told_second(&mut shard, &["PONG\r\n"]), "");
+    assert_eq!(told(&mut shard, &[]), DIGEST);
+    assert_eq!(told_second(&mut shard, &[]), "");
+    told(&mut shard, &["PONG\r\n"]);
+    assert_eq!(shard.unsettled(), 0);
+}
+
+#[test]
+fn a_connection_is_left_when_nothing_is_on_its_way_there_and_all_is_proved() {
+    let mut shard = moving();
+    told(&mut shard, &[&change("ann", "disk"), &request("ann")]);
+    told_second(&mut shard, &["PONG\r\n"]);
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), DIGEST);
+    shard.leave(NOW);
+    assert_eq!(told(&mut shard, &[]), "UNSUB 1\r\nUNSUB 2\r\nPING\r\n");
+    shard.leave(NOW);
+    // What comes while it is left counts, and is published where we go.
+    told(&mut shard, &[&change("bob", "disk"), &request("bob")]);
+    told_second(&mut shard, &["PONG\r\n"]);
+    assert!(!shard.has_left());
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), "");
+    assert!(!shard.has_left(), "the digest of ann is proved, and more may come");
+    assert_eq!(told(&mut shard, &["PONG\r\n", "PONG\r\n"]), "");
+    assert!(shard.has_left());
+    shard.change_links(NOW);
+    assert!(matches!(shard.notices().pop(), Some(Notice::Ready)));
+    assert_eq!(told(&mut shard, &[]), DIGEST.replace("ann", "bob"));
+    told(&mut shard, &["PONG\r\n"]);
+    assert_eq!((shard.unsettled(), shard.counters().resent), (0, 0));
+    // One connection keeps the order again.
+    assert!(told(&mut shard, &[&change("bob", "cpu"), &request("bob")]).starts_with("PUB digest"));
+}
+
+#[test]
+fn a_connection_that_breaks_while_it_is_left_is_left_at_once_and_its_digests_are_sent_again() {
+    let mut shard = moving();
+    told(&mut shard, &[&change("ann", "disk"), &request("ann")]);
+    told_second(&mut shard, &["PONG\r\n"]);
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), DIGEST);
+    shard.leave(NOW);
+    shard.change_links(NOW);
+    assert_eq!((told(&mut shard, &[]).as_str(), shard.counters().resent), (DIGEST, 1));
+}
+
+#[test]
+fn a_second_connection_that_breaks_is_not_waited_for() {
+    let mut shard = moving();
+    assert_eq!(told(&mut shard, &[&change("ann", "disk"), &request("ann")]), "PING\r\n");
+    assert_eq!(told(&mut shard, &["PONG\r\n"]), "");
+    shard.swap_links();
+    shard.on_link_lost(NOW);
+    shard.swap_links();
+    assert_eq!(told(&mut shard, &[]), DIGEST);
+}
+
 #[test]
 fn a_message_of_a_subscription_that_we_never_made_ends_the_connection() {
     for sid in ["3", "0", "x", "18446744073709551616"] {

@@ -1,10 +1,10 @@
-//! Three servers with three replicas of everything: the leaders of the streams are killed, deposed and stopped.
+//! Three servers with three replicas of everything: the leaders of the streams are killed, deposed, stopped, and told to go.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use alarm_digest_checker::Streams;
-use nats_server_fixture::{Release, Server, available};
+use nats_server_fixture::{Release, Server, Signal, available, eventually};
 use serde_json::Value;
 
 use crate::chaos::{Setup, World, chaos};
@@ -14,6 +14,9 @@ use crate::world::SOON;
 const RELEASE_MIN: Release = Release { major: 2, minor: 12, patch: 0 };
 
 const STREAMS: [&str; 3] = ["AD_IN", "KV_AD_STATE", "AD_OUT"];
+
+/// A server that is told to go closes its connections after so long, one a second.
+const CONFIG: &str = "lame_duck_duration: \"30s\"\nlame_duck_grace_period: \"3s\"";
 
 /// A commit needs two of three servers, and all of it happens on one machine.
 const PACE: Duration = Duration::from_millis(100);
@@ -71,12 +74,34 @@ fn leaders_that_stop_for_six_seconds_lose_and_repeat_nothing() {
     });
 }
 
+#[test]
+fn leaders_that_are_about_to_close_are_left_and_lose_and_repeat_nothing() {
+    cluster("3 servers: leaders in lame duck mode", |world| {
+        for stream in STREAMS.into_iter().cycle() {
+            let leader = world.leader(stream);
+            let ends = world.servers[leader].log().matches("Server Exiting").count();
+            world.servers[leader].signal(Signal::USR2).expect("it runs");
+            world.injected("lame duck mode of a leader");
+            eventually(SOON, "the server to close", || {
+                world.servers[leader].log().matches("Server Exiting").count() > ends
+            });
+            world.servers[leader].restart().expect("a server");
+            world.pause(500);
+            if !world.goes_on() {
+                break;
+            }
+        }
+        assert!(world.is_said(" moved"), "nobody was there");
+    });
+}
+
 fn cluster(what: &'static str, fault: impl Fn(&mut World)) {
     for binary in available().expect("a nats-server is needed for this test") {
         if binary.release() < RELEASE_MIN {
             continue;
         }
-        let servers = Server::builder(&binary).jetstream().start_cluster(3).expect("a cluster");
+        let servers =
+            Server::builder(&binary).config(CONFIG).jetstream().start_cluster(3).expect("a cluster");
         await_meta_leader(&servers[0]);
         let setup = Setup { arguments: &["--js-replicas", "3"], pace: PACE, ..Setup::new(what) };
         chaos(&setup, servers, &fault);

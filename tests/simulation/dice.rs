@@ -67,10 +67,12 @@ pub enum Fault {
     Stale,
     /// A message is delivered again although nobody was late.
     Again,
+    /// The server of a core is about to close: it moves to another one, over a second connection beside the first.
+    Move,
 }
 
 /// How many kinds there are.
-pub const KINDS: usize = 28;
+pub const KINDS: usize = 29;
 
 impl Fault {
     /// All of them, each at the place of its number.
@@ -103,6 +105,7 @@ impl Fault {
         Self::Full,
         Self::Stale,
         Self::Again,
+        Self::Move,
     ];
 
     /// Holds for a whole run instead of striking now and then.
@@ -156,7 +159,9 @@ impl Dice {
             let mut rng = rng(seed, kind as u64, u64::MAX);
             let is_lasting = Fault::ALL[kind].is_lasting();
             let is_there = if is_lasting { rng.bool() } else { rng.u32(..4) == 0 && !is_calm };
-            let rarity = if is_lasting { 1 } else { [20, 60, 200, 600][rng.usize(..4)] };
+            // Most of the strikes find nobody who could move.
+            let rarer = if Fault::ALL[kind] == Fault::Move { 1 } else { 10 };
+            let rarity = if is_lasting { 1 } else { [2, 6, 20, 60][rng.usize(..4)] * rarer };
             if is_there && without.faults >> kind & 1 == 0 { rarity } else { 0 }
         });
         let lasts = |kind: usize| Fault::ALL[kind].is_lasting() && rarity[kind] > 0;

@@ -114,6 +114,8 @@ pub struct Tally {
     pub alarms: u64,
     pub acknowledged: u64,
     pub dead_letters: u64,
+    /// Times that an instance went over to another connection with nothing left behind.
+    pub moves: u64,
 }
 
 impl Tally {
@@ -131,6 +133,7 @@ impl Tally {
             ("alarms", self.alarms),
             ("acknowledged", self.acknowledged),
             ("dead letters", self.dead_letters),
+            ("moves", self.moves),
         ]
     }
 }
@@ -172,12 +175,17 @@ impl Server {
         self.queue.insert(self.sequence, queued);
     }
 
-    /// Nobody is at the other end any more, and the server learns of it later: so much of what was written arrives until then.
+    /// Nobody is at the other end any more, and the server learns of it later: so much of what was written arrives until then, in
+    /// circles, or all of it.
     pub fn desert(&mut self, link: u64, arriving: usize, for_how_long: Duration) {
         let until = self.now + for_how_long;
         if let Some(link) = self.links.get_mut(&link) {
             link.to_client.clear();
-            link.to_server.truncate(arriving % (link.to_server.len() + 1));
+            link.to_server.truncate(if arriving == usize::MAX {
+                arriving
+            } else {
+                arriving % (link.to_server.len() + 1)
+            });
             // The old one may have seen more of the last operation than arrives.
             (link.decoder, link.deserted_until) = (ServerDecoder::new(Limits::server()), Some(until));
         }

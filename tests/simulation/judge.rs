@@ -96,6 +96,8 @@ pub struct Tally {
     /// Requests whose answer was held against what the server had taken before them.
     pub answers: u64,
     pub dead_letters: u64,
+    /// Times that a core went over to another connection with nothing left behind.
+    pub moves: u64,
 }
 
 impl Tally {
@@ -109,6 +111,7 @@ impl Tally {
             ("repeated", self.repeated),
             ("answers", self.answers),
             ("dead letters", self.dead_letters),
+            ("moves", self.moves),
         ]
     }
 }

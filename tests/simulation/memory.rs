@@ -1,6 +1,6 @@
 //! Shards against a simulated server and simulated drivers: a queue group whose messages come in any order and any number of
-//! times, connections that break anywhere, cores and servers that stop, clocks that jump, and a drain at any time. What
-//! must hold is the judge's.
+//! times, connections that break anywhere, cores that move to another one, cores and servers that stop, clocks that jump, and a
+//! drain at any time. What must hold is the judge's.
 //!
 //! A run is some hundred steps in which anything may happen, then quiet, then a last request of each user, then a drain
 //! that faults disturb again. Everything is drawn from `dice`.
@@ -27,6 +27,16 @@ struct Core {
     connection: Option<Connection>,
     /// Came from the socket, not used yet.
     buffer: Vec<u8>,
+    /// The connection to move to, and what came on it.
+    second: Option<(Connection, Vec<u8>)>,
+    /// Of sixteen things that happen on either connection, so many happen on the second.
+    second_share: u32,
+    /// In one of so many steps of this core the first one is begun to be left.
+    stays_beside: u32,
+    /// The two are exchanged for a moment, for the shard as well.
+    is_swapped: bool,
+    /// The first one is being left.
+    is_leaving: bool,
     /// Each with the shard that wrote it.
     inbox: Vec<(usize, Mail)>,
     /// Of each other core: what it has read for this one, and mailed or will mail.
@@ -134,6 +144,11 @@ impl World {
             shard: Shard::new(ShardId(id), shards, config.clone()),
             connection: None,
             buffer: Vec::new(),
+            second: None,
+            second_share: 0,
+            stays_beside: 1,
+            is_swapped: false,
+            is_leaving: false,
             inbox: Vec::new(),
             mailed: (0..shards).map(|_| VecDeque::new()).collect(),
             stalled_until: 0,
@@ -255,6 +270,15 @@ impl World {
     }
 
     fn befall(&mut self, fault: Fault, at: usize, until: u64, rng: &mut fastrand::Rng) {
+        if self.cores[at].second.is_some() && rng.bool() {
+            self.on_second(at, |world| world.befall_link(fault, at, until, rng));
+        } else {
+            self.befall_link(fault, at, until, rng);
+        }
+    }
+
+    fn befall_link(&mut self, fault: Fault, at: usize, until: u64, rng: &mut fastrand::Rng) {
+        let (is_draining, has_second) = (self.is_draining, self.cores[at].second.is_some());
         let core = &mut self.cores[at];
         let connection = core.connection.as_mut().filter(|connection| !connection.is_closed);
         match (fault, connection) {
@@ -266,7 +290,10 @@ impl World {
             (Fault::Reset, Some(_)) => self.lose_link(at, rng.u64(..5)),
             (Fault::HalfOpen, Some(_)) => self.lose_link(at, rng.u64(5..200)),
             (Fault::Restart, _) => {
-                (0..self.cores.len()).for_each(|at| self.close(at, rng));
+                for at in 0..self.cores.len() {
+                    self.close(at, rng);
+                    self.on_second(at, |world| world.close(at, rng));
+                }
                 self.ghosts.clear();
                 self.hangs_until = 0;
             }
@@ -287,6 +314,11 @@ impl World {
             (Fault::Sleep, _) => self.now += Duration::from_secs(rng.u64(60..600)),
             (Fault::WallJump, _) => self.wall = Timestamp::new(NEW_YEAR + rng.i64(0..30), 0),
             (Fault::Drain, _) if !self.is_draining => self.drain(),
+            (Fault::Move, Some(connection))
+                if !is_draining && !has_second && connection.subscriptions.len() == 2 =>
+            {
+                self.begin_move(at, rng);
+            }
             _ => return,
         }
         self.dice.struck[fault as usize] += 1;
@@ -301,18 +333,120 @@ impl World {
         match rng.u32(..100) {
             0..10 => self.publish(),
             10..25 => self.deliver(&mut rng),
-            25..35 => self.serve(at),
+            25..35 => self.on_either(at, &mut rng, |world, _| world.serve(at)),
             _ if self.is_stalled(at) => {}
-            35..55 => self.read(at, rng.usize(..400)),
-            55..68 => self.write(at, rng.usize(..1000)),
+            35..55 => self.on_either(at, &mut rng, |world, rng| world.read(at, rng.usize(..400))),
+            55..68 => self.on_either(at, &mut rng, |world, rng| world.write(at, rng.usize(..1000))),
             68..78 => self.take_mail(at),
             78..88 => self.send_mail(at),
             88..94 => self.connect(at),
             94..97 => self.let_time_pass(at, rng.u64(1..4)),
-            97..99 => self.ping(at),
+            97..99 => self.on_either(at, &mut rng, |world, _| world.ping(at)),
             _ => {}
         }
+        // Both connections are there for a while: what comes on one of them may overtake what came before it on the other.
+        if !self.is_stalled(at) && (self.cores[at].is_leaving || rng.u32(..self.cores[at].stays_beside) == 0)
+        {
+            self.go_over(at);
+        }
         self.finish_turn(at);
+    }
+
+    /// Does this with one of the connections of a core.
+    fn on_either(
+        &mut self,
+        at: usize,
+        rng: &mut fastrand::Rng,
+        what: impl FnOnce(&mut Self, &mut fastrand::Rng),
+    ) {
+        if self.cores[at].second.is_some() && rng.u32(..16) < self.cores[at].second_share {
+            self.on_second(at, |world| what(world, rng));
+        } else {
+            what(self, rng);
+        }
+    }
+
+    /// Does this with the second connection of a core, if it has one, in the place of the first.
+    fn on_second(&mut self, at: usize, what: impl FnOnce(&mut Self)) {
+        if self.cores[at].second.is_none() {
+            return;
+        }
+        self.swap_links(at);
+        what(self);
+        self.swap_links(at);
+        if self.cores[at].is_leaving && self.cores[at].second.is_none() {
+            // Not subscribed any more: it has to begin anew.
+            self.lose_link(at, 3);
+        }
+    }
+
+    fn swap_links(&mut self, at: usize) {
+        let core = &mut self.cores[at];
+        let first = core.connection.take().map(|first| (first, std::mem::take(&mut core.buffer)));
+        let (second, buffer) = std::mem::replace(&mut core.second, first).unzip();
+        (core.connection, core.buffer) = (second, buffer.unwrap_or_default());
+        core.shard.swap_links();
+        core.is_swapped = !core.is_swapped;
+    }
+
+    fn begin_move(&mut self, at: usize, rng: &mut fastrand::Rng) {
+        let connection = self.new_connection(at);
+        let core = &mut self.cores[at];
+        core.second = Some((connection, Vec::new()));
+        (core.second_share, core.stays_beside) = ([1, 8, 15][rng.usize(..3)], [4, 100][rng.usize(..2)]);
+        core.shard.swap_links();
+        core.shard.on_link(SignIn::default(), self.now);
+        core.shard.swap_links();
+        // Otherwise hardly any run is long enough for what comes then.
+        for _ in 0..[0, 3][rng.usize(..2)] {
+            self.on_second(at, |world| {
+                world.read(at, usize::MAX);
+                world.write(at, usize::MAX);
+                world.serve(at);
+            });
+        }
+    }
+
+    /// As the driver does: leaves the first connection when the second is subscribed, and goes over when nothing is left on it.
+    fn go_over(&mut self, at: usize) {
+        let core = &mut self.cores[at];
+        if core.second.is_none() {
+            return;
+        }
+        core.shard.swap_links();
+        let is_subscribed = core.shard.is_subscribed();
+        core.shard.swap_links();
+        if is_subscribed && !core.is_leaving {
+            core.is_leaving = true;
+            core.shard.leave(self.now);
+            self.trace(|| format!("core {at} leaves its first connection"));
+        } else if is_subscribed && core.shard.has_left() {
+            let first = core.connection.take().expect("there are two");
+            let resent = core.shard.counters().resent;
+            self.take_second(at);
+            assert_eq!(
+                self.cores[at].shard.counters().resent,
+                resent,
+                "no link broke, and digests are sent again"
+            );
+            let is_message = |(_, what): &(u64, Sent)| matches!(what, Sent::Message(_));
+            assert!(!first.ends.iter().any(is_message), "it leaves messages behind where it was");
+            // Nothing that is to be proved, but perhaps a dead letter that is not.
+            self.has_broken |= !first.to_server.is_empty();
+            if !first.is_closed {
+                self.haunt(at, first, 0);
+            }
+            self.judge.tally.moves += 1;
+            self.trace(|| format!("core {at} has gone over to its second connection"));
+        }
+    }
+
+    fn take_second(&mut self, at: usize) {
+        let core = &mut self.cores[at];
+        core.shard.change_links(self.now);
+        let (mut second, buffer) = core.second.take().expect("there are two");
+        second.cursor = self.judge.unproved(ShardId(at));
+        (core.connection, core.buffer, core.is_leaving) = (Some(second), buffer, false);
     }
 
     fn is_stalled(&self, at: usize) -> bool {
@@ -324,6 +458,9 @@ impl World {
             return;
         }
         let core = &mut self.cores[at];
+        if self.is_draining && core.second.is_none() {
+            core.shard.drain(self.now);
+        }
         core.shard.finish_turn(self.now);
         core.shard.notices().clear();
         let bytes = core.shard.output().len();
@@ -360,9 +497,11 @@ impl World {
         for core in &mut self.cores {
             (core.stalled_until, core.no_mail_until, core.no_link_until) = (0, 0, 0);
             // One that has refused something is given up anyway.
-            if let Some(connection) = core.connection.as_mut().filter(|connection| !connection.has_refused())
-            {
-                connection.refuses = [false; 3];
+            let second = core.second.as_mut().map(|(second, _)| second);
+            for connection in core.connection.iter_mut().chain(second) {
+                if !connection.has_refused() {
+                    connection.refuses = [false; 3];
+                }
             }
         }
         for _ in 0..20_000 {
@@ -374,12 +513,16 @@ impl World {
             for at in (0..self.cores.len()).filter(|at| !self.cores[*at].is_gone).collect::<Vec<_>>() {
                 self.connect(at);
                 self.read(at, usize::MAX);
+                self.on_second(at, |world| world.read(at, usize::MAX));
+                self.go_over(at);
                 self.take_mail(at);
                 self.finish_turn(at);
                 if !self.cores[at].is_gone {
                     self.write(at, usize::MAX);
+                    self.on_second(at, |world| world.write(at, usize::MAX));
                     self.send_mail(at);
                     self.serve(at);
+                    self.on_second(at, |world| world.serve(at));
                 }
             }
             let mut rng = self.dice.draw(Stream::Schedule, self.step);
@@ -398,7 +541,8 @@ impl World {
                     && connection.to_client.is_empty()
                     && connection.to_server.is_empty()
                     && connection.subscriptions.len() == 2
-            }) && core.buffer.is_empty()
+            }) && core.second.is_none()
+                && core.buffer.is_empty()
                 && core.inbox.is_empty()
                 && core.mailed.iter().all(VecDeque::is_empty)
                 && core.shard.output().is_empty()
@@ -438,9 +582,16 @@ impl World {
         let picked = if self.dice.has(Fault::Reorder) { rng.usize(..self.pool.len()) } else { 0 };
         let chosen = rng.usize(..);
         let subject = self.pool[picked].subject;
-        let is_member =
-            |core: &Core| core.connection.as_ref().is_some_and(|link| link.is_subscribed_to(subject));
-        let members: Vec<usize> = (0..self.cores.len()).filter(|at| is_member(&self.cores[*at])).collect();
+        let mut members = Vec::new();
+        for (at, core) in self.cores.iter().enumerate() {
+            let second = core.second.as_ref().map(|(second, _)| second);
+            let links = [(core.connection.as_ref(), false), (second, true)];
+            let is_member =
+                |link: Option<&Connection>| link.is_some_and(|link| link.is_subscribed_to(subject));
+            members.extend(
+                links.into_iter().filter(|(link, _)| is_member(*link)).map(|(_, is_second)| (at, is_second)),
+            );
+        }
         let ghosts = self.ghosts.iter().filter(|ghost| ghost.subjects.contains(&subject)).count();
         if members.is_empty() && ghosts == 0 {
             // Whoever publishes does so until somebody listens; but while draining nobody will.
@@ -454,14 +605,17 @@ impl World {
         self.judge.tally.taken += 1;
         let delivery = Delivery { taken: self.taken, published };
         match members.get(chosen % (members.len() + ghosts)) {
-            Some(at) => {
+            Some((at, is_second)) => {
                 self.trace(|| {
+                    let link = if *is_second { ", on its second connection" } else { "" };
                     format!(
-                        "the server takes #{} for core {at}: {}",
+                        "the server takes #{} for core {at}{link}: {}",
                         delivery.taken, delivery.published.payload
                     )
                 });
-                self.cores[*at].connection.as_mut().expect("it is a member").message(delivery);
+                let core = &mut self.cores[*at];
+                let second = core.second.as_mut().map(|(second, _)| second).filter(|_| *is_second);
+                second.or(core.connection.as_mut()).expect("it is a member").message(delivery);
             }
             None => self.on_lost(delivery),
         }
@@ -488,13 +642,18 @@ impl World {
         if core.connection.is_some() || core.no_link_until > self.step {
             return;
         }
-        let mut rng = self.dice.draw(Stream::Connection, self.step);
-        let max_payload = if self.dice.has(Fault::Limits) { rng.usize(3272..5000) } else { 1 << 20 };
-        let cursor = self.judge.unproved(ShardId(at));
-        core.connection = Some(Connection::new(max_payload, rng.u32(..4) > 0, cursor));
+        let connection = self.new_connection(at);
+        let core = &mut self.cores[at];
+        core.connection = Some(connection);
         core.buffer.clear();
         core.shard.on_link(SignIn::default(), self.now);
+    }
+
+    fn new_connection(&self, at: usize) -> Connection {
+        let mut rng = self.dice.draw(Stream::Connection, self.step);
+        let max_payload = if self.dice.has(Fault::Limits) { rng.usize(3272..5000) } else { 1 << 20 };
         self.trace(|| format!("core {at} connects, max_payload {max_payload}"));
+        Connection::new(max_payload, rng.u32(..4) > 0, self.judge.unproved(ShardId(at)))
     }
 
     /// The server closes a connection, or dies. The core learns of it when it has read to the end.
@@ -521,7 +680,12 @@ impl World {
         let Some(mut connection) = core.connection.take() else { return };
         (core.has_broken, self.has_broken) = (true, true);
         core.buffer.clear();
-        core.shard.on_link_lost(self.now);
+        if core.second.is_some() && !core.is_swapped {
+            self.take_second(at);
+        } else {
+            core.shard.on_link_lost(self.now);
+            core.is_leaving &= core.is_swapped;
+        }
         let lost = connection.ends.drain(..).map(|(_, what)| what).collect();
         if !connection.is_closed {
             self.haunt(at, connection, ghost_steps);
@@ -708,6 +872,7 @@ impl World {
     fn let_time_pass(&mut self, at: usize, seconds: u64) {
         self.now += Duration::from_secs(seconds);
         self.read(at, usize::MAX);
+        self.on_second(at, |world| world.read(at, usize::MAX));
         if !self.has_retention {
             return self.tell_time(at);
         }
@@ -729,6 +894,11 @@ impl World {
     }
 
     fn tell_time(&mut self, at: usize) {
+        self.tell_time_of_link(at);
+        self.on_second(at, |world| world.tell_time_of_link(at));
+    }
+
+    fn tell_time_of_link(&mut self, at: usize) {
         if let Err(fault) = self.cores[at].shard.on_time(self.now, self.wall) {
             self.trace(|| format!("core {at}: {fault}"));
             self.lose_link(at, 20);
@@ -851,7 +1021,9 @@ impl World {
         self.is_draining = true;
         for core in &mut self.cores {
             core.has_broken = false;
-            core.shard.drain(self.now);
+            if core.second.is_none() {
+                core.shard.drain(self.now);
+            }
         }
     }
 }

@@ -23,17 +23,28 @@ use crate::runs::{Outcome, STEPS_MAX};
 
 struct Instance {
     worker: Worker,
-    /// Its number at the server, which may have closed it.
-    link: Option<u64>,
-    buffer: Vec<u8>,
-    /// Nonsense has been sent to it.
-    expects_fault: bool,
+    link: Option<Connection>,
+    /// The one to move to.
+    second: Option<Connection>,
+    /// The two are exchanged for a moment, for the worker as well.
+    is_swapped: bool,
+    /// The first one is being left.
+    is_moving: bool,
     tick_at: Duration,
     is_leaving: bool,
     /// Steps before which it does nothing, does not connect, is not there.
     stalled_until: u64,
     no_link_until: u64,
     absent_until: u64,
+}
+
+struct Connection {
+    /// Its number at the server, which may have closed it.
+    id: u64,
+    /// Came from the socket, not used yet.
+    buffer: Vec<u8>,
+    /// Nonsense has been sent to it.
+    expects_fault: bool,
 }
 
 pub struct World {
@@ -133,8 +144,9 @@ impl World {
         Instance {
             worker: Worker::new(self.config.clone(), &format!("_INBOX.i{}", self.lives), nonces),
             link: None,
-            buffer: Vec::new(),
-            expects_fault: false,
+            second: None,
+            is_swapped: false,
+            is_moving: false,
             tick_at: self.server.now,
             is_leaving: false,
             stalled_until: 0,
@@ -202,9 +214,19 @@ impl World {
 
     /// Says whether anything came of it.
     fn befall(&mut self, fault: Fault, at: usize, steps: u64, rng: &mut Rng) -> bool {
+        if self.instances[at].second.is_none() || rng.bool() {
+            return self.befall_link(fault, at, steps, rng);
+        }
+        let mut did = false;
+        self.on_second(at, |world| did = world.befall_link(fault, at, steps, rng));
+        did
+    }
+
+    fn befall_link(&mut self, fault: Fault, at: usize, steps: u64, rng: &mut Rng) -> bool {
         let (until, later) = (self.step + steps, self.server.now + Duration::from_millis(20) * steps as u32);
         let instance = &mut self.instances[at];
-        let link = instance.link.filter(|link| self.server.links.contains_key(link));
+        let link = instance.link.as_ref().map(|link| link.id);
+        let link = link.filter(|link| self.server.links.contains_key(link));
         match (fault, link) {
             (Fault::Repeat, _) if !self.history.is_empty() => {
                 let again = self.history[rng.usize(..self.history.len())].clone();
@@ -214,7 +236,10 @@ impl World {
             (Fault::Reset, Some(_)) => self.lose_link(at, Duration::from_millis(rng.u64(..100))),
             (Fault::HalfOpen, Some(_)) => self.lose_link(at, Duration::from_millis(rng.u64(..20_000))),
             (Fault::Restart, _) => {
-                (0..self.instances.len()).for_each(|at| self.close(at, rng));
+                for at in 0..self.instances.len() {
+                    self.close(at, rng);
+                    self.on_second(at, |world| world.close(at, rng));
+                }
                 self.server.restart();
                 self.hangs_until = 0;
             }
@@ -222,7 +247,7 @@ impl World {
             (Fault::Hang, _) => self.hangs_until = until,
             (Fault::Stall, _) => instance.stalled_until = until,
             (Fault::Garbage, Some(link)) => {
-                instance.expects_fault = true;
+                instance.link.as_mut().expect("it was just there").expects_fault = true;
                 self.server
                     .links
                     .get_mut(&link)
@@ -237,6 +262,7 @@ impl World {
             (Fault::Full, _) => self.server.full_until = later,
             (Fault::Stale, _) => self.server.depose(later),
             (Fault::Again, _) => return self.server.deliver_again(rng),
+            (Fault::Move, Some(_)) => return self.begin_move(at),
             _ => return false,
         }
         true
@@ -253,12 +279,94 @@ impl World {
             12..32 if is_up => self.server.deliver(&mut rng, !self.dice.has(Fault::Reorder)),
             32..48 if is_up => self.server.reply(&mut rng),
             48..60 if is_up => self.serve_any(&mut rng),
-            60..80 => self.read(at, rng.usize(..600)),
-            80..94 => self.write(at, rng.usize(..1200)),
+            60..80 => self.on_either(at, &mut rng, |world, rng| world.read(at, rng.usize(..600))),
+            80..94 => self.on_either(at, &mut rng, |world, rng| world.write(at, rng.usize(..1200))),
             94..99 => self.connect(at),
             _ => {}
         }
+        if !self.is_stalled(at) && self.instances[at].second.is_some() && rng.bool() {
+            self.go_over(at);
+        }
         self.finish_turn(at);
+    }
+
+    /// Does this with one of the connections of an instance.
+    fn on_either(&mut self, at: usize, rng: &mut Rng, what: impl FnOnce(&mut Self, &mut Rng)) {
+        if self.instances[at].second.is_some() && rng.bool() {
+            self.on_second(at, |world| what(world, rng));
+        } else {
+            what(self, rng);
+        }
+    }
+
+    /// Does this with the second connection of an instance, if it has one, in the place of the first.
+    fn on_second(&mut self, at: usize, what: impl FnOnce(&mut Self)) {
+        if self.instances[at].second.is_none() {
+            return;
+        }
+        self.swap_links(at);
+        what(self);
+        // Unless another instance is in its place.
+        if self.instances[at].is_swapped {
+            self.swap_links(at);
+        }
+        let instance = &self.instances[at];
+        if instance.is_moving && instance.second.is_none() {
+            self.lose_link(at, Duration::ZERO);
+        }
+    }
+
+    fn swap_links(&mut self, at: usize) {
+        let instance = &mut self.instances[at];
+        std::mem::swap(&mut instance.link, &mut instance.second);
+        instance.worker.swap_links();
+        instance.is_swapped = !instance.is_swapped;
+    }
+
+    fn begin_move(&mut self, at: usize) -> bool {
+        let (is_stalled, now) = (self.is_stalled(at), self.server.now);
+        let instance = &self.instances[at];
+        let may_move = !is_stalled && !instance.is_leaving && instance.worker.is_subscribed();
+        if !may_move || instance.second.is_some() {
+            return false;
+        }
+        let connection = self.new_connection();
+        let instance = &mut self.instances[at];
+        instance.second = Some(connection);
+        instance.worker.swap_links();
+        instance.worker.on_link(SignIn::default(), now);
+        instance.worker.swap_links();
+        true
+    }
+
+    /// As the driver does.
+    fn go_over(&mut self, at: usize) {
+        let now = self.server.now;
+        let instance = &mut self.instances[at];
+        if instance.second.is_none() {
+            return;
+        }
+        instance.worker.swap_links();
+        let is_subscribed = instance.worker.is_subscribed();
+        instance.worker.swap_links();
+        if is_subscribed && !instance.is_moving {
+            instance.is_moving = true;
+            instance.worker.leave(now);
+            self.trace(|| format!("instance {at} leaves its first connection"));
+        } else if is_subscribed && instance.worker.has_left() {
+            assert_eq!(instance.worker.unsettled(), 0, "it leaves behind what is not answered");
+            let first = instance.link.take().expect("there are two");
+            self.take_second(at);
+            self.server.desert(first.id, usize::MAX, Duration::ZERO);
+            self.server.tally.moves += 1;
+            self.trace(|| format!("instance {at} has gone over to its second connection"));
+        }
+    }
+
+    fn take_second(&mut self, at: usize) {
+        let instance = &mut self.instances[at];
+        instance.worker.change_links(self.server.now);
+        (instance.link, instance.is_moving) = (instance.second.take(), false);
     }
 
     fn is_stalled(&self, at: usize) -> bool {
@@ -274,13 +382,14 @@ impl World {
         if self.instances[at].tick_at <= now {
             self.instances[at].tick_at = now + Duration::from_secs(1);
             self.read(at, usize::MAX);
-            let told = self.instances[at].worker.on_time(now, Timestamp::new(1_767_225_600, 0));
-            if let Err(fault) = told {
-                self.trace(|| format!("instance {at}: {fault}"));
-                self.lose_link(at, Duration::from_secs(1));
-            }
+            self.on_second(at, |world| world.read(at, usize::MAX));
+            self.tell_time(at);
+            self.on_second(at, |world| world.tell_time(at));
         }
         let instance = &mut self.instances[at];
+        if instance.is_leaving && instance.second.is_none() {
+            instance.worker.drain(now);
+        }
         instance.worker.finish_turn(now);
         instance.worker.notices().clear();
         if instance.is_leaving && instance.worker.is_drained() {
@@ -288,6 +397,14 @@ impl World {
             self.trace(|| format!("instance {at} is drained"));
             let steps = self.dice.draw(Stream::Loss, self.step).u64(..100);
             self.crash(at, steps);
+        }
+    }
+
+    fn tell_time(&mut self, at: usize) {
+        let told = self.instances[at].worker.on_time(self.server.now, Timestamp::new(1_767_225_600, 0));
+        if let Err(fault) = told {
+            self.trace(|| format!("instance {at}: {fault}"));
+            self.lose_link(at, Duration::from_secs(1));
         }
     }
 
@@ -311,8 +428,11 @@ impl World {
             for at in 0..self.instances.len() {
                 self.connect(at);
                 self.read(at, usize::MAX);
+                self.on_second(at, |world| world.read(at, usize::MAX));
+                self.go_over(at);
                 self.finish_turn(at);
                 self.write(at, usize::MAX);
+                self.on_second(at, |world| world.write(at, usize::MAX));
             }
             let links: Vec<u64> = self.server.links.keys().copied().collect();
             links.into_iter().for_each(|link| self.server.serve(link, &mut rng));
@@ -364,29 +484,34 @@ impl World {
 
     fn connect(&mut self, at: usize) {
         let (is_stalled, now) = (self.is_stalled(at), self.server.now);
-        let instance = &mut self.instances[at];
+        let instance = &self.instances[at];
         if is_stalled || instance.link.is_some() || instance.no_link_until > self.step {
             return;
         }
-        self.links += 1;
-        self.server.connect(self.links);
-        instance.link = Some(self.links);
-        instance.buffer.clear();
-        instance.expects_fault = false;
+        let connection = self.new_connection();
+        let instance = &mut self.instances[at];
+        instance.link = Some(connection);
         instance.worker.on_link(SignIn::default(), now);
         self.trace(|| format!("instance {at} connects"));
+    }
+
+    fn new_connection(&mut self) -> Connection {
+        self.links += 1;
+        self.server.connect(self.links);
+        Connection { id: self.links, buffer: Vec::new(), expects_fault: false }
     }
 
     /// The server closes a connection, or dies. What has arrived is the instance's.
     fn close(&mut self, at: usize, rng: &mut Rng) {
         let (has_written, arriving) = (rng.bool(), rng.usize(..));
-        let Some(link) = self.instances[at].link else { return };
+        let Some(link) = self.instances[at].link.as_ref().map(|link| link.id) else { return };
         if has_written {
             self.server.serve(link, rng);
         }
         if let Some(mut link) = self.server.links.remove(&link) {
             let arriving = arriving % (link.to_client.len() + 1);
-            self.instances[at].buffer.extend(link.to_client.drain(..arriving));
+            let connection = self.instances[at].link.as_mut().expect("it was just there");
+            connection.buffer.extend(link.to_client.drain(..arriving));
         }
     }
 
@@ -395,17 +520,22 @@ impl World {
         let now = self.server.now;
         let instance = &mut self.instances[at];
         let Some(link) = instance.link.take() else { return };
-        instance.buffer.clear();
-        instance.worker.on_link_lost(now);
+        if instance.second.is_some() && !instance.is_swapped {
+            self.take_second(at);
+        } else {
+            instance.worker.on_link_lost(now);
+            instance.is_moving &= instance.is_swapped;
+        }
         let arriving = self.dice.draw(Stream::Loss, self.step).usize(..);
-        self.server.desert(link, arriving, for_how_long);
+        self.server.desert(link.id, arriving, for_how_long);
         self.trace(|| format!("instance {at} has lost its link"));
     }
 
     fn crash(&mut self, at: usize, steps: u64) {
         let arriving = self.dice.draw(Stream::Loss, self.step).usize(..);
-        if let Some(link) = self.instances[at].link {
-            self.server.desert(link, arriving, Duration::from_millis(20) * steps as u32);
+        let Instance { link, second, .. } = &self.instances[at];
+        for link in link.iter().chain(second) {
+            self.server.desert(link.id, arriving, Duration::from_millis(20) * steps as u32);
         }
         self.instances[at] = self.instance();
         self.instances[at].absent_until = self.step + steps;
@@ -414,8 +544,11 @@ impl World {
     fn leave(&mut self, at: usize) {
         let now = self.server.now;
         if !self.is_stalled(at) {
-            self.instances[at].is_leaving = true;
-            self.instances[at].worker.drain(now);
+            let instance = &mut self.instances[at];
+            instance.is_leaving = true;
+            if instance.second.is_none() {
+                instance.worker.drain(now);
+            }
         }
     }
 
@@ -423,23 +556,23 @@ impl World {
         let bytes_max = if self.dice.has(Fault::CutReads) { bytes_max } else { usize::MAX };
         let (is_stalled, now) = (self.is_stalled(at), self.server.now);
         let instance = &mut self.instances[at];
-        let Some(id) = instance.link.filter(|_| !is_stalled) else { return };
+        let Some(connection) = instance.link.as_mut().filter(|_| !is_stalled) else { return };
         if !instance.worker.takes_bytes() {
             return;
         }
-        let mut link = self.server.links.get_mut(&id);
+        let mut link = self.server.links.get_mut(&connection.id);
         if let Some(link) = link.as_mut().filter(|_| self.hangs_until <= self.step) {
             let bytes = link.to_client.len().min(bytes_max);
-            instance.buffer.extend(link.to_client.drain(..bytes));
+            connection.buffer.extend(link.to_client.drain(..bytes));
             if bytes > 0 {
                 instance.worker.heard(now);
             }
         }
         let is_closed = link.is_none();
-        match instance.worker.receive(&instance.buffer, now) {
-            Ok(used) => drop(instance.buffer.drain(..used)),
+        match instance.worker.receive(&connection.buffer, now) {
+            Ok(used) => drop(connection.buffer.drain(..used)),
             Err(fault) => {
-                assert!(instance.expects_fault, "a fault that nobody caused: {fault}");
+                assert!(connection.expects_fault, "a fault that nobody caused: {fault}");
                 return self.lose_link(at, Duration::from_secs(1));
             }
         }
@@ -452,7 +585,7 @@ impl World {
         let bytes_max = if self.dice.has(Fault::CutWrites) { bytes_max } else { usize::MAX };
         let (is_stalled, now) = (self.is_stalled(at), self.server.now);
         let instance = &mut self.instances[at];
-        let Some(id) = instance.link.filter(|_| !is_stalled) else { return };
+        let Some(id) = instance.link.as_ref().map(|link| link.id).filter(|_| !is_stalled) else { return };
         let output = instance.worker.output();
         let bytes = match self.server.links.get_mut(&id) {
             None => output.len(),
