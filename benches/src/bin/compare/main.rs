@@ -7,6 +7,7 @@
 
 mod plan;
 mod plot;
+mod rank;
 mod record;
 mod summary;
 
@@ -51,6 +52,9 @@ struct Cli {
     /// No comparison: summary and plots of the record in this directory, once more
     #[arg(long, value_name = "DIR")]
     again: Option<PathBuf>,
+    /// No comparison: whether the records in these two directories put the variants in the same order
+    #[arg(long, value_names = ["DIR", "DIR"], num_args = 2, conflicts_with = "again")]
+    ranks: Vec<PathBuf>,
 }
 
 fn main() -> Result<ExitCode> {
@@ -60,6 +64,11 @@ fn main() -> Result<ExitCode> {
         summary::write(&record, dir)?;
         plot::write(&record, dir)?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if let [first, second] = &cli.ranks[..] {
+        let ranks = rank::compare(&Record::read(first)?, &Record::read(second)?);
+        print!("{}", ranks.text);
+        return Ok(if ranks.contradicting == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let programs = programs(!cli.no_build)?;
     let server = available()?.into_iter().next().context("expected a nats-server")?;

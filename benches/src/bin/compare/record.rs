@@ -1,6 +1,6 @@
 //! What all runs found: one line each in `runs.csv`, and the latencies, over all rounds, in `latency.csv`.
 //!
-//! Never: a text with a comma in it, but for the last column.
+//! Never: a quote within a text.
 
 use std::fmt::Write;
 use std::fs;
@@ -192,15 +192,13 @@ impl Record {
         let mut record = Self::default();
         let runs = fs::read_to_string(dir.join("runs.csv")).context("expected runs.csv")?;
         for line in runs.lines().skip(1) {
-            let (numbers, said) = line.split_once(",\"").context("expected a last column in quotes")?;
-            let fields = split(numbers);
-            ensure!(fields.len() == 6 + COLUMNS.len(), "expected {} fields in {line}", 6 + COLUMNS.len());
+            let fields = split(line);
+            ensure!(fields.len() == 7 + COLUMNS.len(), "expected {} fields in {line}", 7 + COLUMNS.len());
             record.runs.push(Run {
                 round: fields[0].parse()?,
                 key: key(&fields[1..6])?,
-                values: fields[6..].iter().map(|value| value.parse().ok()).collect(),
-                said: said
-                    .trim_end_matches('"')
+                values: fields[6..6 + COLUMNS.len()].iter().map(|value| value.parse().ok()).collect(),
+                said: fields[6 + COLUMNS.len()]
                     .split("; ")
                     .filter(|said| !said.is_empty())
                     .map(String::from)
@@ -221,33 +219,28 @@ impl Record {
     }
 }
 
-/// A comma and a blank stand within a name, a comma alone between two fields.
-fn split(line: &str) -> Vec<String> {
-    let mut fields: Vec<String> = Vec::new();
-    for part in line.split(',') {
-        match fields.last_mut() {
-            Some(last) if part.starts_with(' ') => {
-                last.push(',');
-                last.push_str(part);
-            }
-            _ => fields.push(part.into()),
-        }
-    }
-    fields
+/// What stands between commas, those in quotes excepted.
+fn split(line: &str) -> Vec<&str> {
+    let mut is_quoted = false;
+    let parts = line.split(|letter| {
+        is_quoted ^= letter == '"';
+        letter == ',' && !is_quoted
+    });
+    parts.map(|field| field.trim_matches('"')).collect()
 }
 
 fn written(key: &Key) -> String {
     let Key { measurement, layout, cores, rate, variant } = key;
-    format!("{measurement},{layout},{cores},{rate},{variant}")
+    format!("{measurement},{layout},{cores},{rate},\"{variant}\"")
 }
 
-fn key(fields: &[String]) -> Result<Key> {
+fn key(fields: &[&str]) -> Result<Key> {
     Ok(Key {
-        measurement: fields[0].clone(),
-        layout: fields[1].clone(),
+        measurement: fields[0].into(),
+        layout: fields[1].into(),
         cores: fields[2].parse()?,
         rate: fields[3].parse()?,
-        variant: fields[4].clone(),
+        variant: fields[4].into(),
     })
 }
 

@@ -12,11 +12,15 @@ use anyhow::Result;
 use crate::record::{Key, Record};
 
 /// Head, column, by what it is divided, digits after the point.
-type Shown = (&'static str, &'static str, f64, usize);
+pub type Shown = (&'static str, &'static str, f64, usize);
+
+pub const CPU: Shown = ("CPU s per million", "cpu_s_per_million", 1.0, 3);
+pub const LATENCY_P50: Shown = ("p50, µs", "latency_p50_us", 1.0, 0);
+pub const MEMORY_EACH: Shown = ("bytes per alarm", "bytes_per_alarm", 1.0, 1);
 
 const LOAD: &[Shown] = &[
     ("messages/s, in thousands", "per_second", 1e3, 0),
-    ("CPU s per million", "cpu_s_per_million", 1.0, 3),
+    CPU,
     ("of it user", "user_s_per_million", 1.0, 3),
     ("of it system", "system_s_per_million", 1.0, 3),
     ("voluntary switches", "voluntary_switches", 1.0, 0),
@@ -24,7 +28,7 @@ const LOAD: &[Shown] = &[
     ("memory, MiB", "resident_bytes", 1_048_576.0, 0),
 ];
 const LATENCY: &[Shown] = &[
-    ("p50, µs", "latency_p50_us", 1.0, 0),
+    LATENCY_P50,
     ("p90, µs", "latency_p90_us", 1.0, 0),
     ("p99, µs", "latency_p99_us", 1.0, 0),
     ("CPUs used", "cpus_used", 1.0, 2),
@@ -32,7 +36,7 @@ const LATENCY: &[Shown] = &[
     ("of", "latency_samples", 1.0, 0),
 ];
 const MEMORY: &[Shown] = &[
-    ("bytes per alarm", "bytes_per_alarm", 1.0, 1),
+    MEMORY_EACH,
     ("alarms", "alarms_held", 1.0, 0),
     ("memory, MiB", "resident_bytes", 1_048_576.0, 0),
     ("messages/s, in thousands", "per_second", 1e3, 0),
@@ -74,7 +78,7 @@ pub fn write(record: &Record, dir: &Path) -> Result<()> {
 }
 
 /// `0.371 (0.350–0.402)`
-fn spread(record: &Record, key: &Key, (_, column, unit, digits): &Shown) -> String {
+pub fn spread(record: &Record, key: &Key, (_, column, unit, digits): &Shown) -> String {
     let values = record.values(key, column);
     match &values[..] {
         [] => "–".into(),
