@@ -43,7 +43,8 @@ pub trait Logic {
     /// is called again, but for [`Self::finish_turn`], [`Self::drain`] and mail, which are for whole turns.
     fn swap_links(&mut self);
 
-    /// Whether the server has read that we are subscribed; for logic that is not itself, whether we could be.
+    /// Whether messages can come on this connection: in memory mode, the server has read our subscriptions; in durable mode, where we ask
+    /// for each, it has let us in.
     fn is_subscribed(&self) -> bool;
 
     /// Asks for no more on this connection, finishes what is on its way there, and keeps what is to be published for the other one.

@@ -1,13 +1,13 @@
 //! The durable mode on real JetStream servers: what it promises when nothing goes wrong is here; `chaos` puts it under
-//! load, and `instances`, `network`, `servers`, `cluster` and `limits` break what they are named after while that goes on;
-//! `random`
-//! breaks anything, for as long as one likes; `start` is about what is there before.
+//! load, and `instances`, `network`, `servers`, `cluster`, `limits` and `disk` break what they are named after while that goes on;
+//! `random` breaks anything, for as long as one likes; `start` is about what is there before.
 
 mod chaos;
 #[allow(dead_code, reason = "the program uses the rest")]
 #[path = "../../src/client.rs"]
 mod client;
 mod cluster;
+mod disk;
 mod instances;
 mod limits;
 mod network;
