@@ -4,19 +4,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use alarm_digest_checker::Streams;
-use nats_server_fixture::{Release, Server, Signal, available, eventually};
+use nats_server_fixture::{Release, Server, available};
 use serde_json::Value;
 
 use crate::chaos::{Setup, World, chaos};
-use crate::world::SOON;
+use crate::world::{LAME_DUCK, SOON, let_go};
 
 /// What is recommended for anything that matters.
 const RELEASE_MIN: Release = Release { major: 2, minor: 12, patch: 0 };
 
 const STREAMS: [&str; 3] = ["AD_IN", "KV_AD_STATE", "AD_OUT"];
-
-/// A server that is told to go closes its connections after so long, one a second.
-const CONFIG: &str = "lame_duck_duration: \"30s\"\nlame_duck_grace_period: \"3s\"";
 
 /// A commit needs two of three servers, and all of it happens on one machine.
 const PACE: Duration = Duration::from_millis(100);
@@ -79,12 +76,8 @@ fn leaders_that_are_about_to_close_are_left_and_lose_and_repeat_nothing() {
     cluster("3 servers: leaders in lame duck mode", |world| {
         for stream in STREAMS.into_iter().cycle() {
             let leader = world.leader(stream);
-            let ends = world.servers[leader].log().matches("Server Exiting").count();
-            world.servers[leader].signal(Signal::USR2).expect("it runs");
+            let_go(&mut world.servers[leader]);
             world.injected("lame duck mode of a leader");
-            eventually(SOON, "the server to close", || {
-                world.servers[leader].log().matches("Server Exiting").count() > ends
-            });
             world.servers[leader].restart().expect("a server");
             world.pause(500);
             if !world.goes_on() {
@@ -101,7 +94,7 @@ fn cluster(what: &'static str, fault: impl Fn(&mut World)) {
             continue;
         }
         let servers =
-            Server::builder(&binary).config(CONFIG).jetstream().start_cluster(3).expect("a cluster");
+            Server::builder(&binary).config(LAME_DUCK).jetstream().start_cluster(3).expect("a cluster");
         await_meta_leader(&servers[0]);
         let setup = Setup { arguments: &["--js-replicas", "3"], pace: PACE, ..Setup::new(what) };
         chaos(&setup, servers, &fault);

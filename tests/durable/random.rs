@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::chaos::{Setup, World, chaos, number};
 use crate::cluster::await_meta_leader;
+use crate::world::{LAME_DUCK, let_go};
 
 /// Older ones lose data by themselves when they are killed, or full.
 const RELEASE_MIN: Release = Release { major: 2, minor: 12, patch: 0 };
@@ -27,7 +28,7 @@ const KILLED: &str = "kill -9 of an instance";
 
 type Fault = fn(&mut World);
 
-const FAULTS: [(&str, Fault); 9] = [
+const FAULTS: [(&str, Fault); 10] = [
     (KILLED, |world| {
         let at = world.any_instance();
         world.kill_instance(at);
@@ -63,6 +64,11 @@ const FAULTS: [(&str, Fault); 9] = [
         let at = world.rng.usize(..world.servers.len());
         world.servers[at].kill();
         world.pause(1000);
+        world.servers[at].restart().expect("a server");
+    }),
+    ("lame duck mode of a server", |world| {
+        let at = world.rng.usize(..world.servers.len());
+        let_go(&mut world.servers[at]);
         world.servers[at].restart().expect("a server");
     }),
     ("SIGSTOP of a server", |world| {
@@ -117,7 +123,7 @@ fn random_faults_lose_and_repeat_nothing() {
     };
     loop {
         let (servers, instances) = ([1, 3][shape.usize(..2)], shape.usize(1..4));
-        let builder = Server::builder(binary).jetstream();
+        let builder = Server::builder(binary).config(LAME_DUCK).jetstream();
         let (servers, arguments): (_, &[&str]) = if servers == 1 {
             (vec![builder.start().expect("a server")], &[])
         } else {

@@ -1,5 +1,5 @@
-//! Memory mode under load, with everything broken that can be: servers killed, stopped and replaced, the network cut, held
-//! and slowed, the service stopped and cut off as a slow consumer.
+//! Memory mode under load, with everything broken that can be: servers killed, stopped, replaced and told to go, the network cut,
+//! held and slowed, the service stopped and cut off as a slow consumer.
 //!
 //! ```text
 //! publisher ── changes and requests, some of which a dying server takes along ──►│ all of it once more │ each user once │ verdict
@@ -30,7 +30,7 @@ use serde_json::json;
 
 use crate::proxy::Proxy;
 use crate::witness::Witness;
-use crate::world::{Client, SOON, at, exit_code, on_each_server, program, try_connect_to};
+use crate::world::{Client, LAME_DUCK, SOON, at, exit_code, let_go, on_each_server, program, try_connect_to};
 
 const CORES: usize = 2;
 const USERS: u32 = 100;
@@ -63,7 +63,7 @@ const NEVER_SAID: [&str; 5] = ["Violation", "Unknown Protocol", "Parser", "Inval
 
 type Fault = fn(&mut World);
 
-const FAULTS: [(&str, Fault); 9] = [
+const FAULTS: [(&str, Fault); 10] = [
     ("kill -9 of a server", |world| {
         let server = world.any_server();
         world.servers[server].kill();
@@ -77,6 +77,11 @@ const FAULTS: [(&str, Fault); 9] = [
             world.servers[server].restart().expect("a server");
             world.pause(200);
         }
+    }),
+    ("lame duck mode of a server", |world| {
+        let server = world.any_server();
+        let_go(&mut world.servers[server]);
+        world.servers[server].restart().expect("a server");
     }),
     ("SIGSTOP of a server past the pings", |world| {
         let server = world.any_server();
@@ -140,7 +145,9 @@ struct Published {
 fn servers_killed_and_replaced_lose_nothing() {
     on_each_server(|binary| {
         for servers in [1, 3] {
-            each_of(binary, servers, &["kill -9 of a server", "rolling restart of the servers"]);
+            let faults =
+                ["kill -9 of a server", "rolling restart of the servers", "lame duck mode of a server"];
+            each_of(binary, servers, &faults);
         }
     });
 }
@@ -257,7 +264,7 @@ fn round(binary: &Binary, servers: usize, seed: u64, fault: impl FnOnce(&mut Wor
 
 impl World {
     fn start(binary: &Binary, servers: usize, seed: u64) -> Self {
-        let builder = Server::builder(binary).config(CONFIG);
+        let builder = Server::builder(binary).config(CONFIG).config(LAME_DUCK);
         let servers = if servers == 1 {
             vec![builder.start().expect("a server")]
         } else {

@@ -46,7 +46,7 @@ fn a_server_that_only_another_one_told_of_is_used_when_that_is_gone() {
     });
 }
 
-/// In lame duck mode, tells its clients at once, and begins to close their connections after so long.
+/// In lame duck mode, it begins to close connections after so long, which is long enough for those who publish here.
 const LAME_DUCK: &str = "lame_duck_duration: \"30s\"\nlame_duck_grace_period: \"6s\"";
 
 /// Of each of them, one alarm is published at a time.

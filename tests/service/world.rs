@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nats_server_fixture::{Binary, Process, Server, available};
+use nats_server_fixture::{Binary, Process, Server, Signal, available, eventually};
 use nats_wire::session::{SessionConfig, SignIn};
 use nats_wire::{ConnectOptions, Limits};
 use serde_json::{Value, json};
@@ -74,6 +74,17 @@ pub fn try_connect_to(addr: std::net::SocketAddr) -> std::io::Result<Client> {
         max_payload_at_least: 0,
     };
     Client::new(std::net::TcpStream::connect(addr)?, config, SignIn::default())
+}
+
+/// In a server's configuration: once told to go, it tells its clients, and closes their connections after 3 s, one a second.
+pub const LAME_DUCK: &str = "lame_duck_duration: \"30s\"\nlame_duck_grace_period: \"3s\"";
+
+/// Puts a server into lame duck mode, and waits until it has ended.
+pub fn let_go(server: &mut Server) {
+    let ends = |server: &Server| server.log().matches("Server Exiting").count();
+    let before = ends(server);
+    server.signal(Signal::USR2).expect("it runs");
+    eventually(SOON, "the server to end", || ends(server) > before);
 }
 
 /// An instant so many seconds into 2026.
