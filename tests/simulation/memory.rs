@@ -104,7 +104,7 @@ const INSTANTS: i64 = 10;
 const RETENTION: Duration = Duration::from_secs(5);
 
 /// The largest operation, roughly: a digest of all alarms with long names.
-const OPERATION_BYTES_MAX: usize = 16 << 10;
+const OPERATION_BYTES_MAX: usize = 32 << 10;
 
 fn config(dice: &Dice, is_eager: bool) -> ShardConfig {
     let text = str::to_owned;
@@ -157,8 +157,8 @@ impl World {
             has_broken: false,
             is_gone: false,
         };
-        // Long names now and then, so that a digest does not fit into one payload.
-        let name_bytes = if dice.has(Fault::Limits) && rng.bool() { 200 } else { 1 };
+        // Names that JSON makes six times as long, now and then: three of them do not fit into the smallest payload.
+        let prefix = if dice.has(Fault::Limits) && rng.bool() { "\u{1}".repeat(200) } else { String::new() };
         Self {
             cores: (0..shards).map(core).collect(),
             is_traced,
@@ -179,7 +179,7 @@ impl World {
             inbox_max: if dice.has(Fault::Limits) { rng.usize(1..5) } else { 1 << 10 },
             output_bytes_max: config.output_bytes_max,
             mail_max: config.mail_max,
-            alarms: (0..rng.usize(1..20)).map(|number| format!("{number:0name_bytes$}")).collect(),
+            alarms: (0..rng.usize(1..20)).map(|number| format!("{prefix}{number}")).collect(),
             bad_read: 0,
             dead_letters_refused: false,
             has_broken: false,
@@ -312,7 +312,8 @@ impl World {
             (Fault::Garbage, Some(connection)) => connection.send(b"\x16\x03\x01\r\n", Sent::Wrong),
             (Fault::Info, Some(connection)) => connection.info(rng.usize(3272..5000), rng.bool()),
             (Fault::Sleep, _) => self.now += Duration::from_secs(rng.u64(60..600)),
-            (Fault::WallJump, _) => self.wall = Timestamp::new(NEW_YEAR + rng.i64(0..30), 0),
+            // Most of the time to where some of the instants are just forgotten.
+            (Fault::WallJump, _) => self.wall = Timestamp::new(NEW_YEAR + rng.i64(4..18), 0),
             (Fault::Drain, _) if !self.is_draining => self.drain(),
             (Fault::Move, Some(connection))
                 if !is_draining && !has_second && connection.subscriptions.len() == 2 =>
@@ -561,15 +562,17 @@ impl World {
             0 => Published { subject: CHANGED, payload: "{".into(), what: What::Bad },
             1..4 => request(user),
             _ => {
-                let alarm = &self.alarms[rng.usize(..self.alarms.len())];
+                let alarm = serde_json::json!(self.alarms[rng.usize(..self.alarms.len())]);
                 let status = ["CLEARED", "WARNING", "CRITICAL"][rng.usize(..3)];
                 let second = rng.i64(0..INSTANTS);
                 change(&format!(
-                    r#"{{"AlarmID":"{alarm}","UserID":"user {user}","Status":"{status}","ChangedAt":"2026-01-01T00:00:0{second}Z"}}"#
+                    r#"{{"AlarmID":{alarm},"UserID":"user {user}","Status":"{status}","ChangedAt":"2026-01-01T00:00:0{second}Z"}}"#
                 ))
             }
         });
-        self.trace(|| format!("published: {} {}", published.subject, published.payload));
+        self.trace(|| {
+            format!("published: {} {}", published.subject, published.payload.replace("\\u0001", ""))
+        });
         self.history.push(published.clone());
         self.pool.push_back(published);
     }
