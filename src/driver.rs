@@ -96,6 +96,8 @@ pub struct Driver<L> {
     common: Arc<Common>,
     link: Link,
     moving: Move,
+    /// Failures to move in a row.
+    move_attempts: u32,
     pace: Pace,
     /// How the next turn looks.
     step: Step,
@@ -164,6 +166,7 @@ impl<L: Logic> Driver<L> {
             bell: Arc::new(bell),
             link: Link::Waiting(Timer::new(Duration::ZERO)),
             moving: Move::No,
+            move_attempts: 0,
             inbox: Vec::new(),
             epoch: common.epoch,
             common,
@@ -403,7 +406,9 @@ impl<L: Logic> Driver<L> {
                 let mut servers = servers.clone();
                 servers.advance_past(self.servers.current());
                 let (server, to) = (self.server(), servers.current());
-                info!(core = self.id.0, %server, %to, "server is about to close: moving to another one");
+                if self.move_attempts == 0 {
+                    info!(core = self.id.0, %server, %to, "server is about to close: moving to another one");
+                }
                 let opening = self.open(to.clone());
                 self.moving = Move::Connecting(servers, glommio::spawn_local(opening));
                 true
@@ -494,6 +499,7 @@ impl<L: Logic> Driver<L> {
             warn!(core = self.id.0, %server, "server is about to close, and there is no other one that we know of");
         } else {
             self.moving = Move::Wanted(self.servers.clone(), Duration::ZERO);
+            self.move_attempts = 0;
         }
     }
 
@@ -511,8 +517,11 @@ impl<L: Logic> Driver<L> {
             }
             Move::No | Move::Wanted(..) => unreachable!("nothing to lose"),
         };
-        let (core, server) = (self.id.0, servers.current());
-        warn!(core, %server, "cannot move there, trying on: {}", with_advice(&why.to_string(), server));
+        self.move_attempts += 1;
+        let (core, server, attempt) = (self.id.0, servers.current(), self.move_attempts);
+        if attempt.is_power_of_two() {
+            warn!(core, %server, attempt, "cannot move there, trying on: {}", with_advice(&why.to_string(), server));
+        }
         self.moving = Move::Wanted(servers, now + TICK);
         if left_at.is_some() {
             self.lose_link(&"not subscribed any more, and the server to move to is lost");
