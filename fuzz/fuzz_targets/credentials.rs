@@ -72,5 +72,14 @@ fn is_in(connect: &ConnectOptions, text: &str) {
         assert!(text.lines().any(|line| line.trim() == jwt) && sig.is_some());
     }
     assert!(nkey.is_none() || sig.is_some());
-    assert!(!format!("{connect:?}").contains(text) || text.len() < 8, "{connect:?}");
+    // What depends on a secret shows it, or a part of it. A secret may well be a part of what is shown anyway.
+    let other = |secret: &Option<String>| secret.as_ref().map(|_| "another".to_owned());
+    let others = ConnectOptions {
+        pass: other(pass),
+        auth_token: other(auth_token),
+        jwt: other(jwt),
+        sig: other(sig),
+        ..connect.clone()
+    };
+    assert_eq!(format!("{connect:?}"), format!("{others:?}"));
 }
