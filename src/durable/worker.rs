@@ -121,7 +121,9 @@ enum Tag {
 /// The logic of one core.
 ///
 /// `second` is a connection that shakes hands and no more, until it takes the place of `link`; while [`Logic::swap_links`] has
-/// exchanged the two, `is_swapped`, `link` is that one. `by_id` and `users` hold the same users; a user with an operation in flight is never dropped. `waiting` holds each slot
+/// exchanged the two, `is_swapped`, `link` is that one.
+///
+/// `by_id` and `users` hold the same users; a user with an operation in flight is never dropped. `waiting` holds each slot
 /// whose `is_waiting` is set once, and no other.
 pub struct Worker {
     config: WorkerConfig,
