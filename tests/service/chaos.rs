@@ -16,8 +16,8 @@
 //! `cargo test --test service --test durable random_faults -- --nocapture`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -28,7 +28,7 @@ use fastrand::Rng;
 use nats_server_fixture::{Binary, Process, Server, Signal, eventually};
 use serde_json::json;
 
-use crate::proxy::Proxy;
+use crate::proxy::{Passed, Proxy};
 use crate::witness::Witness;
 use crate::world::{Client, LAME_DUCK, SOON, at, exit_code, let_go, on_each_server, program, try_connect_to};
 
@@ -206,6 +206,30 @@ fn random_faults_lose_nothing() {
         }
         seed = seed.wrapping_add(1);
     }
+}
+
+/// With bytes held on both ways, neither way reads that the connection has ended.
+#[test]
+fn a_proxy_that_is_cut_says_so_whatever_it_holds() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let seen: Arc<Mutex<Vec<&str>>> = Arc::default();
+    let (tap, has_seen) = (Arc::clone(&seen), |what| seen.lock().expect("nobody panics").contains(&what));
+    let proxy = Proxy::tapped(listener.local_addr().expect("it is bound"), move |_, passed| {
+        tap.lock().expect("nobody panics").push(match passed {
+            Passed::ToServer(_) => "to the server",
+            Passed::ToService(_) => "to the service",
+            Passed::Closed => "closed",
+        });
+    });
+    proxy.hold(true);
+    let mut near = TcpStream::connect(proxy.addr()).expect("it listens");
+    let (mut far, _) = listener.accept().expect("the proxy connects");
+    near.write_all(b"a").expect("it is open");
+    far.write_all(b"b").expect("it is open");
+    eventually(SOON, "both to be held", || has_seen("to the server") && has_seen("to the service"));
+    proxy.cut();
+    proxy.heal();
+    eventually(SOON, "the end to be told of", || has_seen("closed"));
 }
 
 /// Each of these faults in turn.

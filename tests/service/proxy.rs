@@ -14,7 +14,7 @@ pub enum Passed<'a> {
     ToServer(&'a mut Vec<u8>),
     /// The server wrote this.
     ToService(&'a mut Vec<u8>),
-    /// One side is gone, and what it wrote before has been told of.
+    /// One side is gone. What it wrote before has been told of, unless the connection was cut; perhaps once for each side.
     Closed,
 }
 
@@ -134,7 +134,11 @@ impl Shared {
             while self.is_held.load(Ordering::Acquire) {
                 thread::sleep(Duration::from_millis(10));
             }
-            if bytes == 0 || to.write_all(&passed).is_err() {
+            let is_written = bytes > 0 && to.write_all(&passed).is_ok();
+            if !is_written {
+                if bytes > 0 {
+                    (self.tap)(number, Passed::Closed);
+                }
                 // Each way ends by itself: what was on its way when a side went still arrives at the other.
                 let _ = to.shutdown(Shutdown::Write);
                 return;
