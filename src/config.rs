@@ -726,8 +726,20 @@ const SPAN_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// A core that gathers answers nobody meanwhile; a server waits for its PING's answer for seconds, not for a tenth of one.
 const COALESCE_MAX: Duration = Duration::from_millis(100);
 
+/// Digits of a number in a span, and bytes of a span: together far below the 2^64 seconds near which humantime 2.4 panics.
+const SPAN_DIGITS_MAX: usize = 10;
+const SPAN_BYTES_MAX: usize = 200;
+
 /// A span that may be zero.
 fn parse_any_span(text: &str) -> Result<Duration, String> {
+    if text.len() > SPAN_BYTES_MAX {
+        return Err(format!("expected at most {SPAN_BYTES_MAX} bytes, got {}", text.len()));
+    }
+    // Blanks within a number count for nothing.
+    let mut numbers = text.split(|letter: char| !letter.is_ascii_digit() && !letter.is_whitespace());
+    if numbers.any(|number| number.bytes().filter(u8::is_ascii_digit).count() > SPAN_DIGITS_MAX) {
+        return Err(format!("expected numbers of at most {SPAN_DIGITS_MAX} digits, got {text}"));
+    }
     let span = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if span > SPAN_MAX { Err(format!("expected at most 100 years, got {text}")) } else { Ok(span) }
 }
@@ -818,6 +830,16 @@ mod tests {
             ["", "1h 5m", "100years", "101years", "0s", "1us", "0-3,7", "3-1", "a.b", "a b", ">", "\u{a0}"]
         {
             check_parsers(text);
+        }
+    }
+
+    #[test]
+    fn a_span_beyond_all_spans_is_refused() {
+        for text in
+            ["18446744073709551615s1000ms", "1 8446744073709551615s 1000ms", &"9999999999years".repeat(60)]
+        {
+            let refused = parse_any_span(text).expect_err(text);
+            assert!(refused.starts_with("expected"), "{refused}");
         }
     }
 
