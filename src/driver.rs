@@ -98,6 +98,8 @@ pub struct Driver<L> {
     moving: Move,
     /// Failures to move in a row.
     move_attempts: u32,
+    /// It was said that there is nowhere to move to.
+    is_loneliness_said: bool,
     pace: Pace,
     /// How the next turn looks.
     step: Step,
@@ -149,6 +151,8 @@ struct Second {
     subscribed_at: Option<Duration>,
     /// When the logic began to leave the first one.
     left_at: Option<Duration>,
+    /// When it was last looked at whether that has come to its end.
+    looked_at: Duration,
 }
 
 impl<L: Logic> Driver<L> {
@@ -167,6 +171,7 @@ impl<L: Logic> Driver<L> {
             link: Link::Waiting(Timer::new(Duration::ZERO)),
             moving: Move::No,
             move_attempts: 0,
+            is_loneliness_said: false,
             inbox: Vec::new(),
             epoch: common.epoch,
             common,
@@ -421,8 +426,13 @@ impl<L: Logic> Driver<L> {
                     true
                 }
                 Poll::Ready(Ok((wire, sign_in))) => {
-                    let (servers, subscribed_at, left_at) = (servers.clone(), None, None);
-                    self.moving = Move::Beside(Box::new(Second { servers, wire, subscribed_at, left_at }));
+                    self.moving = Move::Beside(Box::new(Second {
+                        servers: servers.clone(),
+                        wire,
+                        subscribed_at: None,
+                        left_at: None,
+                        looked_at: now,
+                    }));
                     self.logic.swap_links();
                     self.logic.on_link(sign_in, now);
                     self.logic.swap_links();
@@ -454,6 +464,10 @@ impl<L: Logic> Driver<L> {
     /// Both connections are subscribed: leaves the first one when it is time, and then for good.
     fn go_over(&mut self, now: Duration) -> bool {
         let Move::Beside(second) = &mut self.moving else { unreachable!("two connections") };
+        // What the whole process slept through, the server cannot have answered in: a core looks at least once a tick.
+        let paused = now.saturating_sub(second.looked_at).saturating_sub(2 * TICK);
+        second.looked_at = now;
+        second.left_at = second.left_at.map(|left_at| left_at + paused);
         let subscribed_at = *second.subscribed_at.get_or_insert(now);
         match second.left_at {
             None if now >= subscribed_at + KNOWN_AFTER => {
@@ -468,7 +482,7 @@ impl<L: Logic> Driver<L> {
                 true
             }
             Some(left_at) if now >= left_at + LEAVE_WITHIN => {
-                self.lose_link(&format!("server has not answered within {LEAVE_WITHIN:?} of our leaving"));
+                self.lose_link(&format!("not all was answered within {LEAVE_WITHIN:?} of our leaving"));
                 true
             }
             _ => false,
@@ -480,6 +494,7 @@ impl<L: Logic> Driver<L> {
         let Move::Beside(second) = std::mem::replace(&mut self.moving, Move::No) else {
             unreachable!("two connections")
         };
+        self.is_loneliness_said = false;
         self.servers = second.servers;
         if let Link::Up(wire) = std::mem::replace(&mut self.link, Link::Up(second.wire)) {
             wire.close();
@@ -491,15 +506,16 @@ impl<L: Logic> Driver<L> {
     fn move_on(&mut self) {
         let is_staying = self.common.stop.stage() != Stage::Run;
         // Before it is ready there is nothing to take along; then it is looked at again.
-        if is_staying || self.ready_at.is_none() || !matches!(self.moving, Move::No) {
+        let Some(ready_at) = self.ready_at.filter(|_| !is_staying && matches!(self.moving, Move::No)) else {
             return;
-        }
-        if !self.servers.has_another() {
+        };
+        if self.servers.has_another() {
+            // Servers that send us to and fro are not obeyed more often than that.
+            self.moving = Move::Wanted(self.servers.clone(), ready_at + TICK);
+            self.move_attempts = 0;
+        } else if !std::mem::replace(&mut self.is_loneliness_said, true) {
             let server = self.server();
             warn!(core = self.id.0, %server, "server is about to close, and there is no other one that we know of");
-        } else {
-            self.moving = Move::Wanted(self.servers.clone(), Duration::ZERO);
-            self.move_attempts = 0;
         }
     }
 
@@ -519,12 +535,14 @@ impl<L: Logic> Driver<L> {
         };
         self.move_attempts += 1;
         let (core, server, attempt) = (self.id.0, servers.current(), self.move_attempts);
-        if attempt.is_power_of_two() {
-            warn!(core, %server, attempt, "cannot move there, trying on: {}", with_advice(&why.to_string(), server));
+        let text = with_advice(&why.to_string(), server);
+        if self.is_to_be_said(attempt, &text) {
+            warn!(core, %server, attempt, "cannot move there, trying on: {text}");
         }
-        self.moving = Move::Wanted(servers, now + TICK);
         if left_at.is_some() {
             self.lose_link(&"not subscribed any more, and the server to move to is lost");
+        } else {
+            self.moving = Move::Wanted(servers, now + TICK);
         }
     }
 
@@ -590,14 +608,14 @@ impl<L: Logic> Driver<L> {
             self.attempts = 0;
         }
         let (core, server, attempt) = (self.id.0, self.server(), self.attempts + 1);
-        let (text, now) = (with_advice(&why.to_string(), server), self.epoch.elapsed());
-        let is_new = self.said.as_ref().is_none_or(|(at, said)| *said != text && now >= *at + SAID_EVERY);
-        // The first time and then ever less often, until a link has lived for long again; and what was not said last.
-        if attempt.is_power_of_two() || is_new {
+        let server = server.clone();
+        let text = with_advice(&why.to_string(), &server);
+        if self.is_to_be_said(attempt, &text) {
             let what = if lived.is_some() { "disconnected" } else { "cannot connect, trying on" };
             warn!(core, %server, attempt, "{what}: {text}");
-            (self.said, self.is_loss_said) = (Some((now, text)), true);
+            self.is_loss_said = true;
         }
+        self.is_loneliness_said = false;
         let now = self.epoch.elapsed();
         if let Move::Beside(_) = self.moving {
             self.logic.change_links(now);
@@ -619,6 +637,17 @@ impl<L: Logic> Driver<L> {
         self.say_status(self.epoch.elapsed());
     }
 
+    /// Whether a failure is to be told: the first time and then ever less often; and what was not said last.
+    fn is_to_be_said(&mut self, attempt: u32, text: &str) -> bool {
+        let now = self.epoch.elapsed();
+        let is_new = self.said.as_ref().is_none_or(|(at, said)| said != text && now >= *at + SAID_EVERY);
+        let is_said = attempt.is_power_of_two() || is_new;
+        if is_said {
+            self.said = Some((now, text.to_owned()));
+        }
+        is_said
+    }
+
     fn server(&self) -> &Server {
         self.servers.current()
     }
@@ -626,6 +655,9 @@ impl<L: Logic> Driver<L> {
     fn learn_servers(&mut self) {
         if let Some(info) = self.logic.link().and_then(|link| link.info()) {
             self.servers.learn(&info.connect_urls);
+            if let Move::Wanted(servers, _) | Move::Connecting(servers, _) = &mut self.moving {
+                servers.learn_from(&self.servers);
+            }
             if info.ldm {
                 self.move_on();
             }

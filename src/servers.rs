@@ -229,6 +229,11 @@ impl Servers {
             .collect();
     }
 
+    /// Takes what `other` was told of, and stays where it is.
+    pub fn learn_from(&mut self, other: &Self) {
+        self.told.clone_from(&other.told);
+    }
+
     fn all(&self) -> impl Iterator<Item = &Server> {
         self.configured.iter().chain(&self.told)
     }

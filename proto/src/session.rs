@@ -221,7 +221,7 @@ impl Session {
         Ok(())
     }
 
-    /// What the server last told of itself.
+    /// What the server last told of itself; and `ldm` from when it first did.
     #[must_use]
     pub fn info(&self) -> Option<&ServerInfo> {
         self.info.as_ref()
@@ -340,7 +340,9 @@ impl Session {
     }
 
     fn on_info(&mut self, json: &[u8]) -> Result<Option<Event<'static>>, Fault> {
-        let info = ServerInfo::parse(json)?;
+        let mut info = ServerInfo::parse(json)?;
+        // nats-server says it once (`sendLDMToClients`), and whatever it tells later is without.
+        info.ldm |= self.info.as_ref().is_some_and(|before| before.ldm);
         let max_payload = info.max_payload;
         if max_payload < self.config.max_payload_at_least {
             return Err(Fault::MaxPayload { came: max_payload, at_least: self.config.max_payload_at_least });
@@ -689,5 +691,20 @@ mod tests {
         let (_, events) =
             told(&mut ready(), "-ERR 'Permissions Violation for Publish to \"x\"'\r\n", seconds(101));
         assert_eq!(events, ["Refused(ErrText('Permissions"]);
+    }
+
+    #[test]
+    fn a_server_that_is_about_to_close_stays_so_whatever_else_it_tells() {
+        let mut session = session();
+        let now = seconds(101);
+        told(&mut session, &alloc::format!("{INFO}PONG\r\n"), now);
+        let is_leaving = |session: &Session| session.info().is_some_and(|info| info.ldm);
+        assert!(!is_leaving(&session));
+        told(&mut session, "INFO {\"max_payload\":1048576,\"ldm\":true}\r\n", now);
+        assert!(is_leaving(&session));
+        // The cluster has changed: nats-server tells of that without `ldm`.
+        told(&mut session, "INFO {\"max_payload\":1048576,\"connect_urls\":[\"b:1\"]}\r\n", now);
+        assert!(is_leaving(&session));
+        assert_eq!(session.info().expect("it told").connect_urls, ["b:1"]);
     }
 }

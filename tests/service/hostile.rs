@@ -1,13 +1,18 @@
 //! A server that speaks nonsense: each time the service says what it expected and what came, and tries again. No
 //! nats-server can be made to do this, so a listener of ours does.
 
-use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
 use std::time::Duration;
 
-use nats_server_fixture::Process;
+use nats_server_fixture::{Process, eventually};
+use serde_json::json;
 
-use crate::world::{SOON, program};
+use crate::world::{SOON, at, change, program};
 
 const INFO: &str = "INFO {\"max_payload\":1048576,\"headers\":true} \r\n";
 const READY: &str = "INFO {\"max_payload\":1048576,\"headers\":true} \r\nPONG\r\n";
@@ -167,6 +172,159 @@ fn a_server_that_sends_too_much() {
     check(format!("{READY}PONG\r\nPONG\r\n").as_bytes(), false, "expected no PONG without a PING, got PONG");
     check(format!("{READY}MSG AlarmStatusChanged 1 2\r\n{{}}xx").as_bytes(), false, "MSG");
     check(format!("{READY}MSG AlarmStatusChanged 1\r\n").as_bytes(), false, "MSG");
+}
+
+/// What the service says on one connection.
+type Heard = BufReader<TcpStream>;
+
+/// A server of ours that begins as one should.
+struct Answering {
+    addr: SocketAddr,
+    sessions: Arc<AtomicU64>,
+}
+
+impl Answering {
+    fn start(then: impl Fn(TcpStream, Heard) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let addr = listener.local_addr().expect("it is bound");
+        let sessions = Arc::new(AtomicU64::new(0));
+        let (count, then) = (Arc::clone(&sessions), Arc::new(then));
+        thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                count.fetch_add(1, Ordering::AcqRel);
+                let then = Arc::clone(&then);
+                thread::spawn(move || {
+                    let _ = stream.write_all(INFO.as_bytes());
+                    let heard = BufReader::new(stream.try_clone().expect("a socket can be had twice"));
+                    then(stream, heard);
+                });
+            }
+        });
+        Self { addr, sessions }
+    }
+
+    fn sessions(&self) -> u64 {
+        self.sessions.load(Ordering::Acquire)
+    }
+}
+
+/// Answers each PING until a line begins with `end`, or the connection ends.
+fn answer_until(heard: &mut Heard, end: &str) {
+    let mut line = String::new();
+    while !line.starts_with(end) {
+        line.clear();
+        if !heard.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+            return;
+        }
+        if line == "PING\r\n" {
+            let _ = heard.get_ref().write_all(b"PONG\r\n");
+        }
+    }
+}
+
+/// To the end of the connection, beside what else is said there.
+fn go_on_answering(mut heard: Heard) {
+    thread::spawn(move || answer_until(&mut heard, "END"));
+}
+
+/// A server that is about to close, and tells it as nats-server does: once.
+fn about_to_close(connect_urls: &[SocketAddr]) -> String {
+    format!("INFO {{\"max_payload\":1048576,\"ldm\":true,\"connect_urls\":{}}}\r\n", json!(connect_urls))
+}
+
+fn told_of(connect_urls: &[SocketAddr]) -> String {
+    about_to_close(connect_urls).replace(",\"ldm\":true", "")
+}
+
+/// On one core, with little patience.
+fn impatient(servers: &[SocketAddr]) -> Process {
+    let urls: Vec<String> = servers.iter().map(ToString::to_string).collect();
+    let arguments = [["--server", &urls.join(",")], ["--cores", "1"], ["--reconnect-delay-max", "100ms"]];
+    Process::spawn(&program(arguments.as_flattened())).expect("it starts")
+}
+
+#[test]
+fn a_server_that_is_about_to_close_is_left_whatever_else_it_tells() {
+    let next = Answering::start(|_, heard| go_on_answering(heard));
+    let nobody = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("it is bound");
+    let next_addr = next.addr;
+    let first = Answering::start(move |mut stream, mut heard| {
+        answer_until(&mut heard, "SUB");
+        go_on_answering(heard);
+        let mut say = |text: String| {
+            thread::sleep(Duration::from_millis(500));
+            let _ = stream.write_all(text.as_bytes());
+        };
+        say(about_to_close(&[]).repeat(1000));
+        say(told_of(&[nobody]));
+        say(told_of(&[nobody, next_addr]));
+        thread::sleep(SOON);
+    });
+    let mut service = impatient(&[first.addr]);
+    service.wait_for_line(" moved", SOON).expect("there is another server");
+    let log = service.log();
+    assert_eq!(log.matches("no other one that we know of").count(), 1, "{log}");
+    assert!(log.contains("cannot move there") && !log.contains("disconnected"), "{log}");
+    assert_eq!((first.sessions(), next.sessions()), (1, 1));
+}
+
+#[test]
+fn servers_that_send_us_to_and_fro_do_not_hurry_us() {
+    let both: Arc<OnceLock<[(SocketAddr, Arc<AtomicU64>); 2]>> = Arc::default();
+    let [one, two] = [0, 1].map(|at| {
+        let both = Arc::clone(&both);
+        Answering::start(move |mut stream, mut heard| {
+            let (addr, sessions) = &both.wait()[1 - at];
+            let before = sessions.load(Ordering::Acquire);
+            answer_until(&mut heard, "SUB");
+            go_on_answering(heard);
+            let _ = stream.write_all(about_to_close(&[*addr]).as_bytes());
+            // Until the service connects there.
+            while sessions.load(Ordering::Acquire) == before {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let _ = stream.shutdown(Shutdown::Both);
+        })
+    });
+    let shared = |server: &Answering| (server.addr, Arc::clone(&server.sessions));
+    both.set([shared(&one), shared(&two)]).expect("it is set once");
+    let service = impatient(&[one.addr]);
+    eventually(SOON, "both to be tried", || one.sessions() > 1 && two.sessions() > 1);
+    let before = one.sessions() + two.sessions();
+    thread::sleep(Duration::from_secs(3));
+    let sessions = one.sessions() + two.sessions() - before;
+    assert!(sessions < 20, "{sessions} connections in three seconds\n{}", service.log());
+}
+
+#[test]
+fn a_pause_while_a_server_is_left_costs_nothing_that_it_has_answered() {
+    let next = Answering::start(|_, heard| go_on_answering(heard));
+    let next_addr = next.addr;
+    let (has_left, left) = channel();
+    let (go_on, is_stopped) = channel();
+    let channels = Mutex::new((has_left, is_stopped));
+    let first = Answering::start(move |mut stream, mut heard| {
+        answer_until(&mut heard, "SUB");
+        let _ = stream.write_all(about_to_close(&[next_addr]).as_bytes());
+        answer_until(&mut heard, "UNSUB");
+        let (has_left, is_stopped) = &*channels.lock().expect("nobody panics");
+        has_left.send(()).expect("the test waits");
+        is_stopped.recv().expect("the test says so");
+        // More than one read takes, and then the answer that is waited for.
+        let payload = change("ann", "disk", "WARNING", &at(1));
+        let message = format!("MSG AlarmStatusChanged 1 {}\r\n{payload}\r\n", payload.len());
+        let _ = stream.write_all(message.repeat(3000).as_bytes());
+        go_on_answering(heard);
+    });
+    let mut service = impatient(&[first.addr]);
+    left.recv_timeout(SOON).expect("it moves");
+    service.suspend().expect("it runs");
+    go_on.send(()).expect("the server waits");
+    // Longer than a server has to answer.
+    thread::sleep(Duration::from_secs(6));
+    service.resume().expect("it runs");
+    service.wait_for_line(" moved", SOON).expect("all has come");
+    assert!(!service.log().contains("disconnected"), "{}", service.log());
 }
 
 #[test]
