@@ -4,8 +4,8 @@
 //! cargo test --test mutations -- --ignored --nocapture
 //! ```
 //!
-//! Each is made in a copy of the sources, which is built and run in our build directory: a quarter of an hour for all of them, with no
-//! other test beside it. What no seed catches is either no fault or a gap in the simulation.
+//! Each is made in a copy of the sources, which is built and run in a build directory of its own: a quarter of an hour for all of
+//! them. What no seed catches is either no fault or a gap in the simulation.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -402,8 +402,8 @@ impl Copy {
         let output = Command::new(env!("CARGO"))
             .args(["test", "--offline", "--quiet", "--test", "simulation", test])
             .current_dir(&self.0)
-            // All that it depends on is built there already.
-            .env("CARGO_TARGET_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join(".."))
+            // Its own: to cargo a crate of the copy is the same as that of the original, and a broken one would pass for it.
+            .env("CARGO_TARGET_DIR", self.0.with_extension("target"))
             .env(seeds, SEEDS.to_string())
             .env("SIMULATION_SHRINK", "0")
             .env("RUST_BACKTRACE", "0")
