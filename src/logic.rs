@@ -249,6 +249,8 @@ pub struct Counters {
     pub refused: u64,
     /// Times the handshake succeeded.
     pub connected: u64,
+    /// Of those, the ones after a server that was about to close was left for another one, with nothing left behind.
+    pub moves: u64,
     /// Messages that JetStream delivered for another time.
     pub redelivered: u64,
     /// Users' records that were read because they were not in memory, or not up to date.
@@ -274,6 +276,12 @@ impl Counters {
         self.changes + self.requests + self.rejected.iter().sum::<u64>()
     }
 
+    /// Connections of this core after one that broke.
+    #[must_use]
+    pub fn reconnects(&self) -> u64 {
+        self.connected.saturating_sub(1 + self.moves)
+    }
+
     /// Adds another core's.
     pub fn add(&mut self, other: &Self) {
         self.backlog = self.backlog.or(other.backlog);
@@ -294,6 +302,7 @@ impl Counters {
             (&mut self.unproved, other.unproved),
             (&mut self.refused, other.refused),
             (&mut self.connected, other.connected),
+            (&mut self.moves, other.moves),
             (&mut self.redelivered, other.redelivered),
             (&mut self.loads, other.loads),
             (&mut self.stores, other.stores),

@@ -277,7 +277,8 @@ fn summarize(mode: Mode, reports: &[Report]) -> ExitCode {
         resent = all.resent,
         unproved = all.unproved,
         refused = all.refused,
-        reconnects = all.connected.saturating_sub(reports.len() as u64),
+        reconnects = reports.iter().map(|report| report.counters.reconnects()).sum::<u64>(),
+        moves = all.moves,
         users = sum(|report| report.users),
         alarms = sum(|report| report.alarms),
         "stopped"

@@ -132,8 +132,8 @@ impl Page<'_> {
     }
 
     fn link(&mut self) {
-        let reconnects = |counters: &Counters| counters.connected.saturating_sub(1);
-        self.counter("reconnects", "Connections after the first one.", reconnects);
+        self.counter("reconnects", "Connections after one that broke.", Counters::reconnects);
+        self.counter("moves", "Connections left before a server closed them.", |counters| counters.moves);
         self.counter("refused", "Refusals of the server.", |counters| counters.refused);
         self.histogram("read_size_bytes", "Bytes of one read from the server.", 1, |core| &core.reads);
         self.family("received_bytes", Kind::Counter, "Bytes from the server.");

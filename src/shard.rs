@@ -576,6 +576,7 @@ impl Logic for Shard {
     }
 
     fn change_links(&mut self, now: Duration) {
+        self.counters.moves += u64::from(self.has_left());
         self.on_link_lost(now);
         self.link = self.second.take();
         let Some(link) = self.link.as_mut().filter(|link| link.is_ready()) else { return };

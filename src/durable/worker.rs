@@ -136,6 +136,8 @@ pub struct Worker {
     is_swapped: bool,
     /// What drains is this connection, and not the worker.
     is_leaving: bool,
+    /// We have come here from a connection on which nothing was left behind.
+    has_moved: bool,
     /// When this has passed, the server has read our subscriptions.
     subscribed: Option<Fence>,
     jetstream: JetStream<Tag>,
@@ -295,6 +297,7 @@ impl Worker {
             second: None,
             is_swapped: false,
             is_leaving: false,
+            has_moved: false,
             subscribed: None,
             relay,
             pulls,
@@ -1013,6 +1016,7 @@ impl Logic for Worker {
         if self.is_swapped {
             return;
         }
+        self.has_moved = false;
         self.pulls.iter_mut().for_each(Pull::give_up);
         let forgotten: Vec<Tag> = self.jetstream.forget().map(|(_, tag)| tag).collect();
         for tag in forgotten {
@@ -1041,8 +1045,8 @@ impl Logic for Worker {
     /// The same as the end of it all, and then all begins anew on the other one.
     fn leave(&mut self, now: Duration) {
         if self.drain == Drain::Not && self.link.is_some() {
-            self.drain(now);
             self.is_leaving = true;
+            self.drain(now);
         }
     }
 
@@ -1051,7 +1055,9 @@ impl Logic for Worker {
     }
 
     fn change_links(&mut self, now: Duration) {
+        let has_left = self.has_left();
         self.on_link_lost(now);
+        self.has_moved = has_left;
         self.link = self.second.take();
         if self.link.as_ref().is_some_and(Session::is_ready) {
             self.on_ready(now);
@@ -1086,6 +1092,7 @@ impl Logic for Worker {
                 Some(Event::Ready) => self.on_ready(now),
                 Some(Event::Passed(fence)) if self.subscribed == Some(fence) => {
                     self.counters.connected += 1;
+                    self.counters.moves += u64::from(std::mem::take(&mut self.has_moved));
                     self.notices.push(Notice::Ready);
                 }
                 Some(Event::Info) => self.notices.push(Notice::Info),
@@ -1154,7 +1161,9 @@ impl Logic for Worker {
                 }
                 let fence = link.fence(now);
                 // For the summary.
-                self.look_at_backlog(now);
+                if !self.is_leaving {
+                    self.look_at_backlog(now);
+                }
                 Drain::Reading(fence)
             }
             _ => Drain::Finishing,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nats_server_fixture::{Binary, Process, Server, Signal, eventually};
 
 use crate::world::{
-    Client, Listener, SOON, at, change, connect, exit_code, on_each_server, program, service,
+    Client, Listener, SOON, at, change, connect, counted, exit_code, on_each_server, program, service,
 };
 
 /// Two servers, each of which tells of the other.
@@ -123,6 +123,7 @@ fn a_server_that_is_about_to_close_is_left_under_load_and_nothing_is_lost() {
             assert_eq!(exit_code(&mut service), 0, "{}", service.log());
             let log = service.log();
             assert!(!log.contains("disconnected") && !log.contains("WARN"), "{log}");
+            assert_eq!((counted(&service, "moves"), counted(&service, "reconnects")), (cores as u64, 0));
         }
     });
 }
