@@ -2,14 +2,14 @@
 //! held and slowed, the service stopped and cut off as a slow consumer.
 //!
 //! ```text
-//! publisher ── changes and requests, some of which a dying server takes along ──►│ all of it once more │ each user once │ verdict
+//! publisher ── changes and requests, some of which a dying server takes along ──►│ each user │ all of it once more │ each user │ verdict
 //! service ─── proxies with a witness ─── servers ───────────────────────────────────────────────────────────────────────┘
 //! faults ──── one after the other, and a look at the quiet between them ────────►│
 //! ```
 //!
-//! What is promised and held: once all was published again, nothing is lost; nothing is told twice but where a link broke;
-//! nothing that is not so is told; and while nothing is broken, on one server, no digest misses the alarm published just
-//! before its request.
+//! What is promised and held: alarms that were read for sure are told without being published again; once all was published
+//! again, nothing is lost; nothing is told twice but where a link broke; nothing that is not so is told; and while nothing is
+//! broken, on one server, no digest misses the alarm published just before its request.
 //!
 //! `ALARM_DIGEST_CHAOS_SEED=n` repeats a schedule, `ALARM_DIGEST_CHAOS_SECONDS=n` makes it last longer than the few seconds
 //! that it has among all tests: for hours, in rounds, with
@@ -29,7 +29,7 @@ use nats_server_fixture::{Binary, Process, Server, Signal, eventually};
 use serde_json::json;
 
 use crate::proxy::{Passed, Proxy};
-use crate::witness::Witness;
+use crate::witness::{ONCE, Witness};
 use crate::world::{Client, LAME_DUCK, SOON, at, exit_code, let_go, on_each_server, program, try_connect_to};
 
 const CORES: usize = 2;
@@ -253,6 +253,7 @@ fn round(binary: &Binary, servers: usize, seed: u64, fault: impl FnOnce(&mut Wor
             rng: Rng::with_seed(seed),
             servers: world.servers.iter().map(Server::addr).collect(),
             client: None,
+            once: 0,
             witness: Arc::clone(&world.witness),
             published: Arc::clone(&world.published),
             second: 0,
@@ -272,11 +273,14 @@ fn round(binary: &Binary, servers: usize, seed: u64, fault: impl FnOnce(&mut Wor
             std::panic::resume_unwind(panic);
         }
     });
+    world.tell_what_was_read(&context);
     world.publish_all_again(&context);
     world.stop(&context);
     let account = world.witness().account();
+    let read = world.witness().read_and_untold().0;
     println!(
-        "| memory | {servers} × {} | {} | {} published | {} digests | {} links broken | {} digests sent again | 0 lost |",
+        "| memory | {servers} × {} | {} | {} changes | {} digests | {} links broken | {} written again | {read} read for sure, \
+         0 of them lost |",
         binary.release(),
         world.injected.iter().map(|(what, count)| format!("{count} × {what}")).collect::<Vec<_>>().join(", "),
         world.published.lock().expect("nobody panics").messages,
@@ -358,9 +362,20 @@ impl World {
     }
 
     fn until_ready(&self) {
-        eventually(SOON, format!("{CORES} cores to be subscribed\n{}", self.service.log()), || {
-            self.witness().ready_links() == CORES
-        });
+        let deadline = Instant::now() + SOON;
+        loop {
+            let ready = self.witness().ready_links();
+            if ready == CORES {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "expected {CORES} cores to be subscribed, got {ready}\n{}{}",
+                self.service.threads(),
+                self.service.log()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Nothing is broken now: an alarm is in the digest that is asked for just after it.
@@ -374,7 +389,11 @@ impl World {
             let broken = self.witness().links_broken();
             self.until_ready();
             let user = self.next_look();
+            let passed = self.witness().passed();
             let told = self.is_told(&user, broken, Instant::now() + SOON);
+            if told {
+                self.witness().has_read(&passed);
+            }
             assert!(
                 told || self.witness().links_broken() > broken,
                 "the digest of {user} missed its alarm\n{}",
@@ -445,6 +464,45 @@ impl World {
             }
         }
         let _ = client.flush(deadline);
+    }
+
+    /// Asks for each user, and for those who are owed something that was read for sure again: between servers a request may be
+    /// lost.
+    fn tell_what_was_read(&mut self, context: &str) {
+        let deadline = Instant::now() + SOON;
+        loop {
+            self.until_ready();
+            let look = self.next_look();
+            let broken = self.witness().links_broken();
+            let passed = self.witness().passed();
+            if self.is_told(&look, broken, deadline) {
+                self.witness().has_read(&passed);
+                self.ask_for_all(deadline);
+                if self.witness().read_and_untold().1.is_empty() {
+                    return;
+                }
+            }
+            let witness = self.witness();
+            let (read, untold) = witness.read_and_untold();
+            let log = self.service.log();
+            assert!(
+                Instant::now() < deadline,
+                "{context}: {} of {read} read are lost: {untold:?}\n{log}",
+                untold.len()
+            );
+        }
+    }
+
+    /// One request of each user, and what has come of them: if a link breaks meanwhile, perhaps not all.
+    fn ask_for_all(&mut self, deadline: Instant) {
+        let users = self.published.lock().expect("nobody panics").users.clone();
+        let mut client = connect_to_any(&self.servers, deadline);
+        users.iter().for_each(|user| client.publish("SendAlarmDigest", &request(user)));
+        let user = self.next_look();
+        let broken = self.witness().links_broken();
+        if client.flush(deadline).is_ok() {
+            self.is_told(&user, broken, deadline);
+        }
     }
 
     /// All that anybody has tried to publish, and then a request of each user. If a link breaks meanwhile, once more.
@@ -522,6 +580,8 @@ struct Publisher {
     published: Arc<Mutex<Published>>,
     /// The time that changes are from goes on, so that there is always news.
     second: u32,
+    /// Alarms [`ONCE`] so far.
+    once: u32,
 }
 
 impl Publisher {
@@ -534,8 +594,12 @@ impl Publisher {
                 chunk.push(("SendAlarmDigest", request(&user)));
                 continue;
             }
-            let status = ["CLEARED", "WARNING", "CRITICAL"][self.rng.usize(..3)];
-            let alarm = format!("alarm {}", self.rng.u32(..ALARMS));
+            let mut status = ["CLEARED", "WARNING", "CRITICAL"][self.rng.usize(..3)];
+            let mut alarm = format!("alarm {}", self.rng.u32(..ALARMS));
+            if self.rng.u32(..20) == 0 {
+                self.once += 1;
+                (status, alarm) = ("WARNING", format!("{ONCE}{}", self.once));
+            }
             let change = change(&user, &alarm, status, self.second + self.rng.u32(..60));
             lock(&self.witness).checker.published(&change);
             record(&self.published, &change, &user);

@@ -6,11 +6,17 @@
 //!
 //! Every digest must be proved on some link. It may be written again only where a link broke, and never when its proof had
 //! surely been read.
+//!
+//! What a link that broke did not bring so far was never read, so the witness cannot say of every alarm that it must be told. Of
+//! some it can: when an alarm and a request have been answered, each core has read all that came by before the two, on each link
+//! that is still there ([`Witness::has_read`]). Those alarms that are published once, and never end, must then be told to whoever
+//! is asked for.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
 
-use alarm_digest::alarm::UserId;
+use alarm_digest::alarm::{AlarmId, Command, UserId};
+use alarm_digest::message::decode_change;
 use alarm_digest_checker::{Checker, parse_digest};
 use nats_wire::{ClientDecoder, ClientOp, Limits, ServerDecoder, ServerOp, Step};
 
@@ -26,7 +32,17 @@ pub struct Witness {
     /// Where each digest was written: the link, and the number of the PING that follows there.
     digests: HashMap<Vec<u8>, Vec<(u64, u64)>>,
     users: HashSet<UserId>,
+    /// Alarms [`ONCE`] that came by on each link and were not read for sure.
+    passed: HashMap<u64, Vec<Once>>,
+    /// Those that were.
+    read: HashSet<Once>,
+    told: HashSet<Once>,
 }
+
+/// How the name of an alarm begins that has one change only, which makes it active.
+pub const ONCE: &str = "once ";
+
+type Once = (UserId, AlarmId);
 
 struct Link {
     to_server: (ServerDecoder, Vec<u8>),
@@ -79,7 +95,13 @@ impl Witness {
                 let mut used_all = 0;
                 while let Ok(Step::Op { op, used }) = decoder.decode(&buffer[used_all..]) {
                     used_all += used;
-                    link.pongs += u64::from(op == ServerOp::Pong);
+                    match op {
+                        ServerOp::Pong => link.pongs += 1,
+                        ServerOp::Message(message) => {
+                            self.passed.entry(number).or_default().extend(once(message.payload));
+                        }
+                        _ => {}
+                    }
                 }
                 buffer.drain(..used_all);
             }
@@ -109,7 +131,10 @@ impl Witness {
                     let places = self.digests.entry(publish.payload.to_vec()).or_default();
                     if places.is_empty() {
                         self.checker.told(None, publish.payload);
-                        self.users.insert(parse_digest(publish.payload).0);
+                        let (user, alarms) = parse_digest(publish.payload);
+                        let once = alarms.into_iter().filter(|(alarm, _)| is_once(alarm));
+                        self.told.extend(once.map(|(alarm, _)| (user.clone(), alarm)));
+                        self.users.insert(user);
                     }
                     places.push((number, link.pings + 1));
                 }
@@ -131,6 +156,28 @@ impl Witness {
     /// Whether a digest of this user was written.
     pub fn has_told(&self, user: &UserId) -> bool {
         self.users.contains(user)
+    }
+
+    /// How many alarms [`ONCE`] have come by so far on each link that is there.
+    pub fn passed(&self) -> Vec<(u64, usize)> {
+        let is_there = |number: &u64| !self.links[number].is_broken;
+        let passed = self.passed.iter().filter(|(number, _)| is_there(number));
+        passed.map(|(number, once)| (*number, once.len())).collect()
+    }
+
+    /// What came by before `passed` was taken has been read, where the link is there to this day.
+    pub fn has_read(&mut self, passed: &[(u64, usize)]) {
+        for (number, count) in passed {
+            if !self.links[number].is_broken {
+                let passed = self.passed.get_mut(number).expect("something came by");
+                self.read.extend(passed.drain(..count));
+            }
+        }
+    }
+
+    /// Alarms that were read for sure, and those of them that nobody was told of.
+    pub fn read_and_untold(&self) -> (usize, Vec<&Once>) {
+        (self.read.len(), self.read.difference(&self.told).collect())
     }
 
     /// Whether all that was written so far is proved.
@@ -179,4 +226,16 @@ impl Witness {
         let again = self.digests.values().map(|places| places.len() as u64 - 1).sum();
         Account { digests: self.digests.len() as u64, again, broken: self.links_broken() }
     }
+}
+
+/// The alarm, if the message tells of one of those.
+fn once(payload: &[u8]) -> Option<Once> {
+    match decode_change(payload) {
+        Ok(Command::Apply(change)) if is_once(&change.alarm) => Some((change.user, change.alarm)),
+        _ => None,
+    }
+}
+
+fn is_once(alarm: &AlarmId) -> bool {
+    alarm.0.with_text(|text| text.starts_with(ONCE))
 }

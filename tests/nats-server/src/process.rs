@@ -175,6 +175,21 @@ impl Process {
         Usage::of(self.pid()).trying(format!("memory and time of {}", self.name))
     }
 
+    /// What each of its threads waits for in the kernel, a line each: of whom to ask why nothing happens. Linux.
+    #[must_use]
+    pub fn threads(&self) -> String {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let read = |task: &std::fs::DirEntry, file: &str| std::fs::read_to_string(task.path().join(file));
+        tasks
+            .map(|task| {
+                let [name, wait, state] =
+                    ["comm", "wchan", "stat"].map(|file| read(&task, file).unwrap_or_default());
+                let state = state.rsplit_once(')').map_or("", |(_, rest)| rest.get(1..2).unwrap_or_default());
+                format!("{} {} {state} {wait}\n", task.file_name().display(), name.trim())
+            })
+            .collect()
+    }
+
     /// All that came on standard output so far.
     #[must_use]
     pub fn stdout(&self) -> String {
