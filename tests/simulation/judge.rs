@@ -67,6 +67,8 @@ struct Log {
 type Read = Vec<(u64, AlarmId, Condition)>;
 
 pub struct Judge {
+    /// Whether digests are held to what the server took before their requests.
+    is_causal: bool,
     shards: usize,
     /// Knows what the books of the owners were given, and what the server has read of digests.
     oracle: Oracle,
@@ -117,9 +119,10 @@ impl Tally {
 }
 
 impl Judge {
-    pub fn new(shards: usize) -> Self {
+    pub fn new(shards: usize, is_causal: bool) -> Self {
         Self {
             shards,
+            is_causal,
             oracle: Oracle::default(),
             read: HashMap::new(),
             waiting: HashMap::new(),
@@ -177,7 +180,11 @@ impl Judge {
     }
 
     /// What the server took of this user before `taken`, and some core has read.
+    /// Who is not held to that is asked nothing about it.
     fn known(&self, user: &UserId, taken: u64) -> BTreeSet<(AlarmId, Condition)> {
+        if !self.is_causal {
+            return BTreeSet::new();
+        }
         let read = self.read.get(user).map_or(&[][..], Vec::as_slice);
         let known = read.iter().filter(|(at, ..)| *at < taken);
         known.map(|(_, alarm, condition)| (alarm.clone(), *condition)).collect()

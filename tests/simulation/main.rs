@@ -9,7 +9,7 @@
 //! - `dice`: all randomness, and the kinds of faults; `runs`: many seeds, and how a failing one becomes short
 //!
 //! `SIMULATION_SEED=n` repeats one run of memory mode, `SIMULATION_SEEDS=n` runs that many, `SIMULATION_FROM=n` begins there;
-//! `WORKERS_…` and `DURABLE_…` do so for the other two. A run that fails is made as short as it can be, and told step by step.
+//! `EAGER_…`, `WORKERS_…` and `DURABLE_…` do so for the others. A run that fails is made as short as it can be, and told step by step.
 //! Without end, or for `SIMULATION_SECONDS=n`:
 //!
 //! ```sh
@@ -29,13 +29,19 @@ mod workers;
 use std::time::{Duration, Instant};
 
 use dice::Without;
+use memory::Promise;
 use runs::{Outcome, Total, number, verdict};
 
 const SEEDS: u64 = 30_000;
 const WORKERS_SEEDS: u64 = 5_000;
+const EAGER_SEEDS: u64 = 5_000;
 
 fn memory(seed: u64, without: &Without, is_traced: bool) -> Outcome {
-    memory::World::new(seed, false, without, is_traced).run()
+    memory::World::new(seed, Promise::Causal, without, is_traced).run()
+}
+
+fn eager(seed: u64, without: &Without, is_traced: bool) -> Outcome {
+    memory::World::new(seed, Promise::Eager, without, is_traced).run()
 }
 
 fn workers(seed: u64, without: &Without, is_traced: bool) -> Outcome {
@@ -53,9 +59,14 @@ fn instances_together_tell_everything_once_whatever_happens_to_them() {
 }
 
 #[test]
+fn who_is_eager_keeps_all_but_the_causal_promise() {
+    Total::new("EAGER", eager).run_all(EAGER_SEEDS);
+}
+
+#[test]
 fn a_digest_that_does_not_wait_for_the_fences_is_caught_within_a_hundred_seeds() {
-    let eager = |seed| memory::World::new(seed, true, &Without::default(), false).run();
-    let caught = (0..100).find_map(|seed| verdict(|| eager(seed)).err());
+    let broken = |seed| memory::World::new(seed, Promise::Broken, &Without::default(), false).run();
+    let caught = (0..100).find_map(|seed| verdict(|| broken(seed)).err());
     let wrong = caught.expect("eager shards pass");
     assert!(wrong.contains("taken before") || wrong.contains("was read after"), "{wrong}");
 }

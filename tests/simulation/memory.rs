@@ -134,12 +134,22 @@ fn config(dice: &Dice, is_eager: bool) -> ShardConfig {
     }
 }
 
+/// What the shards do, and what they are held to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Promise {
+    Causal,
+    /// Shards that are eager, held to all but that.
+    Eager,
+    /// The same shards, held to all of it.
+    Broken,
+}
+
 impl World {
-    pub fn new(seed: u64, is_eager: bool, without: &Without, is_traced: bool) -> Self {
+    pub fn new(seed: u64, promise: Promise, without: &Without, is_traced: bool) -> Self {
         let dice = Dice::new(seed, without);
         let mut rng = dice.draw(Stream::Setup, 0);
         let shards = rng.usize(1..5);
-        let config = config(&dice, is_eager);
+        let config = config(&dice, promise != Promise::Causal);
         let core = |id| Core {
             shard: Shard::new(ShardId(id), shards, config.clone()),
             connection: None,
@@ -183,7 +193,7 @@ impl World {
             bad_read: 0,
             dead_letters_refused: false,
             has_broken: false,
-            judge: Judge::new(shards),
+            judge: Judge::new(shards, promise != Promise::Eager),
             without: without.clone(),
             dice,
         }
