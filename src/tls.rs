@@ -55,9 +55,10 @@ pub struct Timed<'a> {
 }
 
 impl Timed<'_> {
+    /// In whole microseconds, as the kernel counts them, to which none at all is no limit.
     fn left(&self) -> io::Result<Option<Duration>> {
         match self.deadline.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            left if left < Duration::from_micros(1) => Err(io::ErrorKind::TimedOut.into()),
             left => Ok(Some(left)),
         }
     }
