@@ -331,8 +331,7 @@ pub struct RunArgs {
     #[arg(help_heading = "Latency")]
     pub coalesce: Duration,
 
-    /// How a core that is connected sleeps: in one poll of its own, or in the executor's ring, which takes some nine system
-    /// calls
+    /// How a core sleeps: in one poll of its own, or in the executor's ring, which takes some nine system calls
     #[arg(
         long,
         value_name = "WHERE",
@@ -494,7 +493,7 @@ pub struct JetStreamArgs {
     pub no_provision: bool,
 }
 
-/// How a core that is connected sleeps.
+/// How a core sleeps.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Sleep {
     /// In one `poll` of its own.

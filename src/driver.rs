@@ -2,13 +2,14 @@
 //!
 //! One task and one loop. Each turn asks everything that could have something for the logic, and the task sleeps only
 //! when nothing had: then each of them has its waker. A task per direction would wake the executor as often again, and
-//! a wake-up is what glommio is dear at. `pace` says how a core waits: by looking again or by sleeping, and while there is a
-//! connection both go to the socket without the executor, which has nothing else to run then (`bell`).
+//! a wake-up is what glommio is dear at. `pace` says how a core waits: by looking again or by sleeping. Both go without the
+//! executor (`bell`), which has nothing else to run, unless `--sleep executor` says otherwise.
 //!
 //! Never: a decision about messages. Those are `shard`'s and `worker`'s.
 
 use std::future::Future;
 use std::io;
+use std::net::TcpStream;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -26,14 +27,13 @@ use alarm_digest::servers::{Server, Servers};
 use alarm_digest::service_api::{Instance, Question};
 use alarm_digest::shard::{Mail, ShardId};
 use alarm_digest::status::{CoreStatus, ReadSizes, Rejected, Status};
-use glommio::Task;
 use glommio::timer::Timer;
 use nats_wire::session::SignIn;
 use tracing::{debug, info, warn};
 
 use crate::bell::Bell;
+use crate::opening::Opening;
 use crate::stop::{Stage, Stop};
-use crate::transport::open;
 use crate::wire::{Via, Wire};
 
 /// How often the logic is told the time. What needs time in it counts in seconds.
@@ -120,20 +120,19 @@ pub struct Driver<L> {
     ready_at: Option<Duration>,
     servers: Servers,
     has_been_ready: bool,
+    /// A connection was closed in this turn.
+    has_closed: bool,
     reads: ReadSizes,
     written_bytes: u64,
     last_rejection: Option<Rejected>,
 }
 
 enum Link {
-    Waiting(Timer),
+    /// Until this time.
+    Waiting(Duration),
     Connecting(Opening),
     Up(Wire),
 }
-
-/// In a task of its own: glommio's `spawn_blocking` remembers a waker for each time it is polled, and panics after
-/// 32,767 of them, while mail may wake this core as often during one attempt.
-type Opening = Task<io::Result<(Wire, SignIn)>>;
 
 /// From a server that is about to close its connections to another one. The servers are at the one to go to.
 enum Move {
@@ -168,7 +167,7 @@ impl<L: Logic> Driver<L> {
             pace: common.pace.clone(),
             step: Step::Look,
             bell: Arc::new(bell),
-            link: Link::Waiting(Timer::new(Duration::ZERO)),
+            link: Link::Waiting(Duration::ZERO),
             moving: Move::No,
             move_attempts: 0,
             is_loneliness_said: false,
@@ -182,6 +181,7 @@ impl<L: Logic> Driver<L> {
             is_loss_said: false,
             ready_at: None,
             has_been_ready: false,
+            has_closed: false,
             reads: ReadSizes::default(),
             written_bytes: 0,
             last_rejection: None,
@@ -196,22 +196,18 @@ impl<L: Logic> Driver<L> {
             if self.logic.is_drained() || is_aborted {
                 break;
             }
-            // A socket that always has more would keep timers and the poll for writing from ever being looked at.
-            if !self.is_alone() {
+            // A socket that always has more would keep timers and the poll for writing from ever being looked at. And whatever the
+            // executor has to put away of a connection that is gone is put away now.
+            if !self.is_alone() || std::mem::take(&mut self.has_closed) {
                 glommio::yield_if_needed().await;
             }
         }
         self.say_status(self.epoch.elapsed());
-        // glommio's thread panics when nobody waits for what it did, and a panic ends the other cores as well.
-        match self.link {
-            Link::Up(wire) => wire.shut_down().await,
-            Link::Connecting(opening) => drop(opening.await),
-            Link::Waiting(_) => {}
+        if let Link::Up(wire) = self.link {
+            wire.close();
         }
-        match self.moving {
-            Move::Beside(second) => second.wire.shut_down().await,
-            Move::Connecting(_, opening) => drop(opening.await),
-            Move::No | Move::Wanted(..) => {}
+        if let Move::Beside(second) = self.moving {
+            second.wire.close();
         }
         let (users, alarms) = self.logic.holds();
         Report {
@@ -252,31 +248,36 @@ impl<L: Logic> Driver<L> {
         Poll::Ready(())
     }
 
-    /// Whether the executor has nothing to run but this, and nothing to wait for.
+    /// Whether this core sleeps without its executor.
     fn is_alone(&self) -> bool {
         self.common.sleep == Sleep::Poll
-            && matches!(
-                (&self.link, &self.moving),
-                (Link::Up(_), Move::No | Move::Wanted(..) | Move::Beside(_))
-            )
     }
 
     fn sleep(&mut self) -> Poll<()> {
-        let Link::Up(wire) = &self.link else { return Poll::Pending };
         if !self.is_alone() {
             return Poll::Pending;
         }
-        let time = self.tick_at.saturating_sub(self.epoch.elapsed());
-        let first = wire.wanted(&self.logic);
-        if let Move::Beside(second) = &self.moving {
-            self.logic.swap_links();
-            let second = second.wire.wanted(&self.logic);
-            self.logic.swap_links();
-            self.bell.sleep(&[first, second], time);
-        } else {
-            self.bell.sleep(&[first], time);
+        let time = self.wakes_at().saturating_sub(self.epoch.elapsed());
+        match (&self.link, &self.moving) {
+            (Link::Up(wire), Move::Beside(second)) => {
+                let first = wire.wanted(&self.logic);
+                self.logic.swap_links();
+                let second = second.wire.wanted(&self.logic);
+                self.logic.swap_links();
+                self.bell.sleep(&[first, second], time);
+            }
+            (Link::Up(wire), _) => self.bell.sleep(&[wire.wanted(&self.logic)], time),
+            _ => self.bell.sleep::<TcpStream>(&[], time),
         }
         Poll::Ready(())
+    }
+
+    /// When there is something to do even if nothing happens.
+    fn wakes_at(&self) -> Duration {
+        match &self.link {
+            Link::Waiting(until) => self.tick_at.min(*until),
+            _ => self.tick_at,
+        }
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Found {
@@ -320,10 +321,18 @@ impl<L: Logic> Driver<L> {
 
     fn poll_time(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
         if self.is_parked_in_executor() {
-            let left = self.tick_at.saturating_sub(now);
+            let left = self.wakes_at().saturating_sub(now);
             let timer = self.timer.get_or_insert_with(|| Timer::new(left));
-            let _ = Pin::new(timer).poll(cx);
+            if Pin::new(timer).poll(cx).is_ready() {
+                self.timer = None;
+                let _ = self.tick(now);
+                return true;
+            }
         }
+        self.tick(now)
+    }
+
+    fn tick(&mut self, now: Duration) -> bool {
         if now < self.tick_at {
             return false;
         }
@@ -366,14 +375,12 @@ impl<L: Logic> Driver<L> {
     fn poll_link(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
         let is_parked_in_executor = self.is_parked_in_executor();
         match &mut self.link {
-            Link::Waiting(timer) => {
-                if Pin::new(timer).poll(cx).is_pending() {
-                    return false;
-                }
-                self.link = Link::Connecting(glommio::spawn_local(self.open(self.server().clone())));
+            Link::Waiting(until) if now < *until => false,
+            Link::Waiting(_) => {
+                self.link = Link::Connecting(self.open(self.server()));
                 true
             }
-            Link::Connecting(opening) => match Pin::new(opening).poll(cx) {
+            Link::Connecting(opening) => match opened(opening, cx) {
                 Poll::Pending => false,
                 Poll::Ready(Ok((wire, sign_in))) => {
                     self.link = Link::Up(wire);
@@ -414,11 +421,11 @@ impl<L: Logic> Driver<L> {
                 if self.move_attempts == 0 {
                     info!(core = self.id.0, %server, %to, "server is about to close: moving to another one");
                 }
-                let opening = self.open(to.clone());
-                self.moving = Move::Connecting(servers, glommio::spawn_local(opening));
+                let opening = self.open(to);
+                self.moving = Move::Connecting(servers, opening);
                 true
             }
-            Move::Connecting(servers, opening) => match Pin::new(opening).poll(cx) {
+            Move::Connecting(servers, opening) => match opened(opening, cx) {
                 Poll::Pending => false,
                 Poll::Ready(Ok((wire, _))) if is_staying => {
                     wire.close();
@@ -494,7 +501,7 @@ impl<L: Logic> Driver<L> {
         let Move::Beside(second) = std::mem::replace(&mut self.moving, Move::No) else {
             unreachable!("two connections")
         };
-        self.is_loneliness_said = false;
+        (self.is_loneliness_said, self.has_closed) = (false, true);
         self.servers = second.servers;
         if let Link::Up(wire) = std::mem::replace(&mut self.link, Link::Up(second.wire)) {
             wire.close();
@@ -590,13 +597,8 @@ impl<L: Logic> Driver<L> {
         did
     }
 
-    /// Resolving, connecting and shaking hands block, so a thread beside the executor does it.
-    fn open(&self, server: Server) -> impl Future<Output = io::Result<(Wire, SignIn)>> + 'static {
-        let timeout = self.common.connect_timeout;
-        async move {
-            let opened = glommio::executor().spawn_blocking(move || open(&server, timeout)).await?;
-            Wire::new(opened)
-        }
+    fn open(&self, server: &Server) -> Opening {
+        Opening::start(server.clone(), self.common.connect_timeout)
     }
 
     /// Closes the link, if there is one, says why, and goes on with the server that we are moving to, or with the next one after a
@@ -629,8 +631,10 @@ impl<L: Logic> Driver<L> {
             self.servers.advance();
             let delay = reconnect_delay(self.attempts, self.common.reconnect_delay_max);
             self.attempts += 1;
-            Link::Waiting(Timer::new(delay))
+            self.timer = None;
+            Link::Waiting(now + delay)
         };
+        self.has_closed = true;
         if let Link::Up(wire) = std::mem::replace(&mut self.link, link) {
             wire.close();
         }
@@ -726,6 +730,10 @@ impl<L: Logic> Driver<L> {
         debug!(core = self.id.0, server = %self.server(), version, "connected");
         (self.common.on_first_ready)(self.server());
     }
+}
+
+fn opened(opening: &Opening, cx: &Context<'_>) -> Poll<io::Result<(Wire, SignIn)>> {
+    opening.poll(cx).map(|opened| opened.and_then(Wire::new))
 }
 
 /// What `server` said, and what can be done about it where that is known.

@@ -27,7 +27,7 @@
 //!
 //! and, in the program, `main` (choose CPUs, start, wait, join), `preflight` (may we run here), `provision` (are the
 //! streams there), `driver` (one core's logic on one glommio executor), `wire` (a connection as the driver reads and writes it),
-//! `bell` (sleeping outside the executor), `stop` (from a signal to all cores), `systemd` (connected, stopping, alive), `connect`
+//! `bell` (sleeping outside the executor), `opening` (a connection that a thread of its own makes), `stop` (from a signal to all cores), `systemd` (connected, stopping, alive), `connect`
 //! (a name to a socket), `transport` (a socket to a connection on which NATS can begin, plain or through TLS), `tls` (files to a
 //! handshake, and what went wrong in words), `http` (health, readiness and metrics), `verify` (the smoke test), `state` (what is
 //! known of one user in durable mode), `top` (all instances at a glance), `client` and `ask` (a blocking client, and JetStream

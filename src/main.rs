@@ -6,6 +6,7 @@ mod client;
 mod connect;
 mod driver;
 mod http;
+mod opening;
 mod preflight;
 mod provision;
 mod state;

@@ -5,7 +5,7 @@
 use std::io::{self, Read, Write};
 use std::net;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use alarm_digest::logic::Logic;
@@ -174,21 +174,11 @@ impl Wire {
 
     /// Closes it, with TLS's word for the end.
     pub fn close(mut self) {
-        self.say_goodbye();
-        // Dropping it alone would close it only when the executor next looks at its polls.
-        let _ = Pin::new(&mut self.stream).poll_close(&mut Context::from_waker(Waker::noop()));
-    }
-
-    /// The same at the end of it all, when the executor may not look at anything any more.
-    pub async fn shut_down(mut self) {
-        self.say_goodbye();
-        let _ = self.stream.shutdown(net::Shutdown::Both).await;
-    }
-
-    fn say_goodbye(&mut self) {
         if let Some(tls) = &mut self.tls {
             tls.close(|bytes| unless_blocked(self.direct.write(bytes)));
         }
+        // Dropping it alone would close it only when the executor next looks at its polls.
+        let _ = self.direct.shutdown(net::Shutdown::Both);
     }
 }
 
