@@ -178,6 +178,7 @@ fn a_server_that_sends_too_much() {
 type Heard = BufReader<TcpStream>;
 
 /// A server of ours that begins as one should.
+#[derive(Clone)]
 struct Answering {
     addr: SocketAddr,
     sessions: Arc<AtomicU64>,
@@ -270,24 +271,23 @@ fn a_server_that_is_about_to_close_is_left_whatever_else_it_tells() {
 
 #[test]
 fn servers_that_send_us_to_and_fro_do_not_hurry_us() {
-    let both: Arc<OnceLock<[(SocketAddr, Arc<AtomicU64>); 2]>> = Arc::default();
+    let both: Arc<OnceLock<[Answering; 2]>> = Arc::default();
     let [one, two] = [0, 1].map(|at| {
         let both = Arc::clone(&both);
         Answering::start(move |mut stream, mut heard| {
-            let (addr, sessions) = &both.wait()[1 - at];
-            let before = sessions.load(Ordering::Acquire);
+            let other = &both.wait()[1 - at];
+            let before = other.sessions();
             answer_until(&mut heard, "SUB");
             go_on_answering(heard);
-            let _ = stream.write_all(about_to_close(&[*addr]).as_bytes());
+            let _ = stream.write_all(about_to_close(&[other.addr]).as_bytes());
             // Until the service connects there.
-            while sessions.load(Ordering::Acquire) == before {
+            while other.sessions() == before {
                 thread::sleep(Duration::from_millis(1));
             }
             let _ = stream.shutdown(Shutdown::Both);
         })
     });
-    let shared = |server: &Answering| (server.addr, Arc::clone(&server.sessions));
-    both.set([shared(&one), shared(&two)]).expect("it is set once");
+    assert!(both.set([one.clone(), two.clone()]).is_ok(), "it is set once");
     let service = impatient(&[one.addr]);
     eventually(SOON, "both to be tried", || one.sessions() > 1 && two.sessions() > 1);
     let before = one.sessions() + two.sessions();
