@@ -361,16 +361,18 @@ impl World {
         );
     }
 
+    /// All cores are subscribed, and nothing is left of other connections, which a server could still send messages to.
     fn until_ready(&self) {
         let deadline = Instant::now() + SOON;
         loop {
             let ready = self.witness().ready_links();
-            if ready == CORES {
+            let ways: usize = self.proxies.iter().map(Proxy::ways).sum();
+            if (ready, ways) == (CORES, 2 * CORES) {
                 return;
             }
             assert!(
                 Instant::now() < deadline,
-                "expected {CORES} cores to be subscribed, got {ready}\n{}{}",
+                "expected {CORES} cores to be subscribed, got {ready}, and twice as many ways, got {ways}\n{}{}",
                 self.service.threads(),
                 self.service.log()
             );
@@ -390,13 +392,16 @@ impl World {
             self.until_ready();
             let user = self.next_look();
             let passed = self.witness().passed();
+            let digests = self.witness().account().digests;
             let told = self.is_told(&user, broken, Instant::now() + SOON);
             if told {
                 self.witness().has_read(&passed);
             }
+            let digests = self.witness().account().digests - digests;
             assert!(
                 told || self.witness().links_broken() > broken,
-                "the digest of {user} missed its alarm\n{}",
+                "the digest of {user} missed its alarm, or never came, and {digests} others did\n{}{}",
+                self.service.threads(),
                 self.service.log()
             );
         }

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -31,6 +31,8 @@ struct Shared {
     is_held: AtomicBool,
     is_refusing: AtomicBool,
     delay_millis: AtomicU64,
+    /// Ways of connections that have not ended, two of each.
+    ways: AtomicUsize,
     streams: Mutex<Vec<TcpStream>>,
     tap: Box<Tap>,
 }
@@ -48,6 +50,7 @@ impl Proxy {
             is_held: AtomicBool::new(false),
             is_refusing: AtomicBool::new(false),
             delay_millis: AtomicU64::new(0),
+            ways: AtomicUsize::new(0),
             streams: Mutex::default(),
             tap: Box::new(tap),
         });
@@ -77,6 +80,11 @@ impl Proxy {
     /// How late bytes are.
     pub fn delay(&self, delay: Duration) {
         self.shared.delay_millis.store(delay.as_millis() as u64, Ordering::Release);
+    }
+
+    /// Ways of connections on which anything may still pass, two of each: of one that has ended both sides know it.
+    pub fn ways(&self) -> usize {
+        self.shared.ways.load(Ordering::Acquire)
     }
 
     /// Closes all connections.
@@ -116,7 +124,11 @@ impl Shared {
         self.streams.lock().expect("nobody panics").extend([copy(&near), copy(&far)]);
         for (from, to, is_to_server) in [(copy(&near), copy(&far), true), (far, near, false)] {
             let shared = Arc::clone(self);
-            thread::spawn(move || shared.pass_on(number, from, to, is_to_server));
+            shared.ways.fetch_add(1, Ordering::AcqRel);
+            thread::spawn(move || {
+                shared.pass_on(number, from, to, is_to_server);
+                shared.ways.fetch_sub(1, Ordering::AcqRel);
+            });
         }
     }
 
