@@ -120,7 +120,7 @@ pub struct Driver<L> {
     ready_at: Option<Duration>,
     servers: Servers,
     has_been_ready: bool,
-    /// A connection was closed in this turn.
+    /// A connection was closed since the executor last had its chance.
     has_closed: bool,
     reads: ReadSizes,
     written_bytes: u64,
@@ -196,8 +196,8 @@ impl<L: Logic> Driver<L> {
             if self.logic.is_drained() || is_aborted {
                 break;
             }
-            // A socket that always has more would keep timers and the poll for writing from ever being looked at. And whatever the
-            // executor has to put away of a connection that is gone is put away now.
+            // A socket that always has more would keep timers and the poll for writing from ever being looked at. And after a connection
+            // has gone the executor gets its chance to put away what is left of it.
             if !self.is_alone() || std::mem::take(&mut self.has_closed) {
                 glommio::yield_if_needed().await;
             }
