@@ -125,13 +125,6 @@ impl World {
         self.instances[at].wait_for_line("all cores are connected", SOON).expect("it connects");
     }
 
-    /// Adds an instance that knows the server by this address only.
-    pub fn add_instance_on(&mut self, address: SocketAddr) {
-        let url = format!("nats://{address}");
-        self.instances.push(spawn(&url, self.arguments));
-        self.urls.push(url);
-    }
-
     /// Whether any instance has said so.
     pub fn is_said(&self, text: &str) -> bool {
         self.instances.iter().any(|instance| instance.log().contains(text))

@@ -4,21 +4,18 @@ use nats_server_fixture::Server;
 
 use crate::chaos::{Setup, chaos};
 use crate::jetstream_server;
-use crate::proxy::Proxy;
 use crate::world::on_each_server;
 
 #[test]
 fn packets_that_arrive_after_others_took_over_lose_and_repeat_nothing() {
     on_each_server(|binary| {
-        let setup = Setup { instances: 2, ..Setup::new("a connection that holds bytes past ack_wait") };
+        let setup = Setup { is_proxied: true, ..Setup::new("a connection that holds bytes past ack_wait") };
         chaos(&setup, vec![jetstream_server(binary)], |world| {
-            let proxy = Proxy::start(world.servers[0].addr());
-            world.add_instance_on(proxy.addr());
             while world.goes_on() {
                 world.pause(500);
-                proxy.hold(true);
+                world.proxies[0][0].hold(true);
                 world.pause(3500);
-                proxy.hold(false);
+                world.proxies[0][0].hold(false);
                 world.injected("both directions held");
             }
         });
