@@ -50,6 +50,9 @@ use crate::driver::{Common, Driver, Report};
 use crate::stop::{Stage, Stop};
 use crate::systemd::Systemd;
 
+/// Between two looks for a signal while something else is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
@@ -83,6 +86,8 @@ fn state(cli: &Cli, user: &UserId, json: bool) -> Result<ExitCode> {
 
 fn run(cli: &Cli) -> Result<ExitCode> {
     start_log(cli.run.log_format)?;
+    // Before a server is waited for: the kernel ends the first process of a container only by a signal that it handles.
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen for SIGTERM and SIGINT")?;
     let cpus = preflight::preflight(&cli.run)?;
     let cores = cpus.len();
     // Files that cannot be read now are a mistake; later on, they may be about to be replaced.
@@ -114,18 +119,49 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Mode::Memory => {
             let config = cli.shard_config().map_err(anyhow::Error::msg)?;
             if cli.run.no_wait {
-                ask::client(&cli.nats, "alarm-digest", cli.run.ping_interval)?;
+                let cli = cli.clone();
+                let answers = move || ask::client(&cli.nats, "alarm-digest", cli.run.ping_interval).map(drop);
+                if unless_stopped(&mut signals, &systemd, answers)?.is_none() {
+                    return Ok(ExitCode::SUCCESS);
+                }
             }
-            run_cores(cli, cpus, common, systemd, move |id| Shard::new(id, cores, config.clone()))
+            run_cores(cli, cpus, common, systemd, signals, move |id| Shard::new(id, cores, config.clone()))
         }
         Mode::Jetstream => {
             let mut config = cli.worker_config().map_err(anyhow::Error::msg)?;
-            config.is_republished = provision::provision(cli, &config)?;
-            run_cores(cli, cpus, common, systemd, move |id| {
+            let for_provision = (cli.clone(), config.clone());
+            let provision = move || provision::provision(&for_provision.0, &for_provision.1);
+            let Some(is_republished) = unless_stopped(&mut signals, &systemd, provision)? else {
+                return Ok(ExitCode::SUCCESS);
+            };
+            config.is_republished = is_republished;
+            run_cores(cli, cpus, common, systemd, signals, move |id| {
                 let inbox = format!("_INBOX.{}", Uuid::new_v4().simple());
                 let worker = Worker::new(config.clone(), &inbox, Uuid::new_v4().as_u128());
                 if id == ShardId(0) { worker.watching_backlog() } else { worker }
             })
+        }
+    }
+}
+
+/// Has `prepare` wait for a server, on a thread of its own. None when a signal came first, which ends the start.
+fn unless_stopped<T: Send + 'static>(
+    signals: &mut Signals,
+    systemd: &Systemd,
+    prepare: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<Option<T>> {
+    let (done, prepared) = mpsc::channel();
+    std::thread::spawn(move || done.send(prepare()));
+    loop {
+        match prepared.recv_timeout(LOOK_EVERY) {
+            Ok(result) => return result.map(Some),
+            Err(mpsc::RecvTimeoutError::Disconnected) => bail!("what prepares the start has ended"),
+            Err(mpsc::RecvTimeoutError::Timeout) if signals.pending().next().is_none() => {}
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                systemd.say_stopping();
+                info!("stopped before it was started: nothing has been received");
+                return Ok(None);
+            }
         }
     }
 }
@@ -136,11 +172,9 @@ fn run_cores<L: Logic + 'static>(
     cpus: Vec<usize>,
     common: Arc<Common>,
     systemd: Arc<Systemd>,
+    signals: Signals,
     logic: impl Fn(ShardId) -> L + Clone + Send + 'static,
 ) -> Result<ExitCode> {
-    // Before the first core starts, so that no signal can fall between.
-    let signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen for SIGTERM and SIGINT")?;
-
     let mut handles = Vec::with_capacity(cpus.len());
     for (id, cpu) in cpus.into_iter().enumerate().map(|(id, cpu)| (ShardId(id), cpu)) {
         let (logic, common) = (logic.clone(), Arc::clone(&common));
@@ -247,7 +281,7 @@ fn obey(mut signals: Signals, stop: &Stop, systemd: &Systemd, drain_timeout: Dur
             warn!("stopping at once: second signal");
             return stop.advance(Stage::Abort);
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(LOOK_EVERY);
     }
     warn!("stopping at once: not drained within {drain_timeout:?}");
     stop.advance(Stage::Abort);

@@ -226,3 +226,16 @@ fn a_cluster_without_a_leader_is_waited_for() {
         service.wait_for_line("all cores are connected", SOON * 2).expect("it connects");
     }
 }
+
+/// Also as the first process of a container, which the kernel would not end by a signal that it does not handle.
+#[test]
+fn a_start_that_waits_for_a_server_ends_at_a_signal() {
+    for (signal, arguments) in [(Signal::TERM, [].as_slice()), (Signal::INT, &["--http", "127.0.0.1:0"])] {
+        let arguments = command("nats://127.0.0.1:1", arguments);
+        let mut service = Process::spawn(&arguments).expect("the program starts");
+        service.wait_for_line("cannot start yet, trying on", SOON).expect("it says so");
+        service.signal(signal).expect("it runs");
+        assert_eq!(exit_code(&mut service), 0, "{}", service.log());
+        assert!(service.log().contains("stopped before it was started"), "{}", service.log());
+    }
+}
