@@ -247,6 +247,12 @@ const OF_MEMORY: &[Mutation] = &[
         "Ok(Event::Passed(Fence(self.passed)))",
         "Ok(Event::Passed(Fence(self.passed + 1)))",
     ),
+    (
+        "what a server tells of itself later is not heeded",
+        "proto/src/session.rs",
+        "            self.info = Some(info);\n            return Ok(Some(Event::Info));",
+        "            return Ok(Some(Event::Info));",
+    ),
 ];
 
 const USER: &str = "src/durable/user.rs";

@@ -28,7 +28,7 @@ mod workers;
 
 use std::time::{Duration, Instant};
 
-use dice::Without;
+use dice::{Fault, Without};
 use memory::Promise;
 use runs::{Outcome, Total, number, verdict};
 
@@ -69,6 +69,20 @@ fn a_digest_that_does_not_wait_for_the_fences_is_caught_within_a_hundred_seeds()
     let caught = (0..100).find_map(|seed| verdict(|| broken(seed)).err());
     let wrong = caught.expect("eager shards pass");
     assert!(wrong.contains("taken before") || wrong.contains("was read after"), "{wrong}");
+}
+
+#[test]
+fn leaving_out_a_kind_of_fault_leaves_the_rest_of_a_world_as_it_is() {
+    let all = Without::default();
+    for seed in 0..100 {
+        for kind in 0..dice::KINDS {
+            let without = Without { faults: 1 << kind, ..Without::default() };
+            let memory = |without| memory::World::new(seed, Promise::Causal, without, false).shape();
+            assert_eq!(memory(&without), memory(&all), "seed {seed} without {:?}", Fault::ALL[kind]);
+            let workers = |without| workers::World::new(seed, without, false).shape();
+            assert_eq!(workers(&without), workers(&all), "seed {seed} without {:?}", Fault::ALL[kind]);
+        }
+    }
 }
 
 #[test]

@@ -147,7 +147,7 @@ pub enum Promise {
 impl World {
     pub fn new(seed: u64, promise: Promise, without: &Without, is_traced: bool) -> Self {
         let dice = Dice::new(seed, without);
-        let mut rng = dice.draw(Stream::Setup, 0);
+        let (mut rng, mut for_limits) = (dice.draw(Stream::Setup, 0), dice.draw(Stream::Setup, 3));
         let shards = rng.usize(1..5);
         let config = config(&dice, promise != Promise::Causal);
         let core = |id| Core {
@@ -168,7 +168,8 @@ impl World {
             is_gone: false,
         };
         // Names that JSON makes six times as long, now and then: three of them do not fit into the smallest payload.
-        let prefix = if dice.has(Fault::Limits) && rng.bool() { "\u{1}".repeat(200) } else { String::new() };
+        let prefix =
+            if dice.has(Fault::Limits) && for_limits.bool() { "\u{1}".repeat(200) } else { String::new() };
         Self {
             cores: (0..shards).map(core).collect(),
             is_traced,
@@ -186,7 +187,7 @@ impl World {
             hangs_until: 0,
             is_chaos: true,
             is_draining: false,
-            inbox_max: if dice.has(Fault::Limits) { rng.usize(1..5) } else { 1 << 10 },
+            inbox_max: if dice.has(Fault::Limits) { for_limits.usize(1..5) } else { 1 << 10 },
             output_bytes_max: config.output_bytes_max,
             mail_max: config.mail_max,
             alarms: (0..rng.usize(1..20)).map(|number| format!("{prefix}{number}")).collect(),
@@ -197,6 +198,11 @@ impl World {
             without: without.clone(),
             dice,
         }
+    }
+
+    /// What a world is made with, but for what faults decide.
+    pub fn shape(&self) -> impl PartialEq + std::fmt::Debug + use<> {
+        (self.cores.len(), self.steps_max, self.publish_max, self.publishes_again, self.alarms.len())
     }
 
     /// # Panics
@@ -664,7 +670,8 @@ impl World {
 
     fn new_connection(&self, at: usize) -> Connection {
         let mut rng = self.dice.draw(Stream::Connection, self.step);
-        let max_payload = if self.dice.has(Fault::Limits) { rng.usize(3272..5000) } else { 1 << 20 };
+        let small = rng.usize(3272..5000);
+        let max_payload = if self.dice.has(Fault::Limits) { small } else { 1 << 20 };
         self.trace(|| format!("core {at} connects, max_payload {max_payload}"));
         Connection::new(max_payload, rng.u32(..4) > 0, self.judge.unproved(ShardId(at)))
     }
@@ -830,7 +837,13 @@ impl World {
                         self.judge.on_proved(ShardId(at), proof);
                     }
                 }
-                Sent::Ping | Sent::Info | Sent::Refusal | Sent::Wrong => {}
+                Sent::Info(max_payload) => {
+                    let core = &mut self.cores[at];
+                    let connection = core.connection.as_mut().expect("it came on it");
+                    let place = connection.written + core.shard.output().len() as u64;
+                    connection.limits.push((place, max_payload));
+                }
+                Sent::Ping | Sent::Refusal | Sent::Wrong => {}
             }
         }
         assert!(!has_settled, "something counts as settled, and no PONG has come");
@@ -941,6 +954,7 @@ impl World {
         let bytes = output.len().min(bytes_max);
         if bytes > 0 {
             connection.to_server.extend_from_slice(&output[..bytes]);
+            connection.written += bytes as u64;
             core.shard.wrote(bytes, self.now);
         }
     }
@@ -960,6 +974,8 @@ impl World {
                 Step::Op { op, used } => {
                     rest = &rest[used..];
                     self.obey(at, &op);
+                    let connection = self.cores[at].connection.as_mut().expect("nobody takes it meanwhile");
+                    connection.obeyed += used as u64;
                 }
             }
         }
@@ -1001,11 +1017,8 @@ impl World {
     fn on_publish(&mut self, at: usize, publish: &Publish<'_>) {
         let connection = self.cores[at].connection.as_mut().expect("it sent this");
         let bytes = publish.payload.len() + publish.headers.map_or(0, |headers| headers.as_bytes().len());
-        assert!(
-            bytes <= connection.max_payload,
-            "{bytes} bytes of payload, {} were allowed",
-            connection.max_payload
-        );
+        let max_payload = connection.max_payload();
+        assert!(bytes <= max_payload, "{bytes} bytes of payload, {max_payload} were allowed");
         match publish.subject {
             b"digest" if connection.refuses[DIGESTS] => refuse(connection, "Publish to \"digest\""),
             b"digest" => {

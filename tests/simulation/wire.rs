@@ -34,7 +34,8 @@ pub enum Sent {
     /// To the client's PING of this number.
     Pong(u64),
     Ping,
-    Info,
+    /// With the largest payload that it allows.
+    Info(usize),
     /// -ERR, after which the core goes on.
     Refusal,
     /// -ERR, or nonsense, after which it gives the link up.
@@ -56,8 +57,11 @@ pub struct Connection {
     pub pings: u64,
     /// PINGs of ours without an answer.
     pub pings_open: u32,
-    /// The largest that the client was ever told.
-    pub max_payload: usize,
+    /// Bytes that the core has written, and how many of them the server has obeyed.
+    pub written: u64,
+    pub obeyed: u64,
+    /// The largest payloads that the core was told of, each with the place in what it writes from which on it knew.
+    pub limits: Vec<(u64, usize)>,
     /// Of this connection the server refuses digests, dead letters, subscriptions.
     pub refuses: [bool; 3],
     /// The server has closed it: what is in `to_client` still arrives.
@@ -84,7 +88,9 @@ impl Connection {
             subscriptions: Vec::new(),
             pings: 0,
             pings_open: 0,
-            max_payload: 0,
+            written: 0,
+            obeyed: 0,
+            limits: Vec::new(),
             refuses: [false; 3],
             is_closed: false,
             cursor,
@@ -95,9 +101,8 @@ impl Connection {
     }
 
     pub fn info(&mut self, max_payload: usize, has_headers: bool) {
-        self.max_payload = self.max_payload.max(max_payload);
         let info = format!("INFO {{\"headers\":{has_headers},\"max_payload\":{max_payload}}} \r\n");
-        self.send(info.as_bytes(), Sent::Info);
+        self.send(info.as_bytes(), Sent::Info(max_payload));
     }
 
     pub fn message(&mut self, delivery: Delivery) {
@@ -139,7 +144,7 @@ impl Connection {
         let mut end = self.used;
         let mut pongs = 0;
         for (at, what) in &self.ends {
-            let is_alone = matches!(what, Sent::Wrong | Sent::Info);
+            let is_alone = matches!(what, Sent::Wrong | Sent::Info(_));
             pongs += u32::from(matches!(what, Sent::Pong(_)));
             if pongs > 1 || is_alone && end > self.used {
                 return (end - self.used) as usize;
@@ -158,6 +163,12 @@ impl Connection {
         self.used += bytes as u64;
         let used = self.ends.iter().take_while(|(end, _)| *end <= self.used).count();
         self.ends.drain(..used).map(|(_, what)| what).collect()
+    }
+
+    /// The largest payload of what the server obeys now, as the core knew when it began to write it.
+    pub fn max_payload(&self) -> usize {
+        let known = self.limits.iter().rev().find(|(place, _)| *place <= self.obeyed);
+        known.expect("nothing is published before the first INFO").1
     }
 
     /// The server closes it: so many bytes that were on their way to the core arrive, `buffered` of it have arrived before.

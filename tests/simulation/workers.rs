@@ -155,6 +155,12 @@ impl World {
         }
     }
 
+    /// What a world is made with, but for what faults decide.
+    pub fn shape(&self) -> impl PartialEq + std::fmt::Debug + use<> {
+        let WorkerConfig { affinity, is_republished, .. } = self.config;
+        (self.instances.len(), self.steps_max, self.publish_max, self.alarms.len(), affinity, is_republished)
+    }
+
     /// # Panics
     /// When what must hold does not.
     pub fn run(mut self) -> Outcome {
