@@ -342,6 +342,18 @@ const OF_WORKERS: &[Mutation] = &[
         "            entry.is_in_outbox = true;\n",
         "            entry.is_in_outbox = entry.memory.latest().status() == Status::Critical;\n",
     ),
+    (
+        "a record forgets what is active",
+        BOOK,
+        "!self.latest.status().is_active() && self.latest.changed_at() < horizon",
+        "self.latest.changed_at() < horizon",
+    ),
+    (
+        "a record forgets too early",
+        WORKER,
+        "Timestamp::new(self.wall.seconds().saturating_sub(retention), self.wall.nanos())",
+        "Timestamp::new(self.wall.seconds().saturating_sub(retention) + 2, self.wall.nanos())",
+    ),
 ];
 
 #[test]

@@ -51,7 +51,7 @@ pub enum Fault {
     Info,
     /// All cores sleep for minutes.
     Sleep,
-    /// The clock on the wall jumps, and cleared alarms are forgotten by it.
+    /// A clock on the wall jumps, and cleared alarms are forgotten by it.
     WallJump,
     /// The service is told to stop, at any time.
     Drain,

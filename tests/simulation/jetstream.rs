@@ -3,12 +3,12 @@
 //!
 //! | when | what must hold |
 //! |---|---|
-//! | a record is stored | it can be read, and is this user's |
+//! | a record is stored | it can be read, and is this user's; what it has forgotten was cleared, before the retention by some clock |
 //! | a digest is stored | the bucket holds its decision; nothing in it is no news, or older than what was told |
 //! | a change is acknowledged | the stored record covers it |
 //! | a request is acknowledged | all is told that was acknowledged before the request was delivered for the first time, unless it ended; as long as reads tell the truth |
 //! | a message is given up | nobody could read it, and its dead letter is stored |
-//! | a digest is published plainly | it was stored, and is published once at most |
+//! | a digest is published plainly | it was stored, and is published no more often than that |
 //!
 //! Never: who lives, and what goes wrong. That is the world's.
 
@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use alarm_digest::alarm::{AlarmId, Condition, UserId};
+use alarm_digest::alarm::{AlarmId, Condition, Timestamp, UserId};
 use alarm_digest::durable::record::{Record, token};
 use alarm_digest::durable::worker::DIGEST_ID;
 use alarm_digest_checker::{Oracle, parse_digest};
@@ -82,8 +82,10 @@ pub struct Server {
     /// On their way out of JetStream, in no order.
     pub replies: Vec<(u64, Vec<u8>)>,
     sequence: u64,
-    /// Published plainly.
-    told: BTreeSet<Vec<u8>>,
+    /// Digests: how often each was stored, and how often it was published plainly since then.
+    told: BTreeMap<Vec<u8>, (u64, u64)>,
+    /// What was cleared before the latest of these may be forgotten.
+    horizon: Option<Timestamp>,
     is_republished: bool,
     max_payload: usize,
     pub no_leader_until: Duration,
@@ -114,6 +116,7 @@ pub struct Tally {
     pub alarms: u64,
     pub acknowledged: u64,
     pub dead_letters: u64,
+    pub forgotten: u64,
     /// Times that an instance went over to another connection with nothing left behind.
     pub moves: u64,
 }
@@ -133,6 +136,7 @@ impl Tally {
             ("alarms", self.alarms),
             ("acknowledged", self.acknowledged),
             ("dead letters", self.dead_letters),
+            ("forgotten", self.forgotten),
             ("moves", self.moves),
         ]
     }
@@ -207,6 +211,11 @@ impl Server {
     /// No fault lasts.
     pub fn recover(&mut self) {
         (self.no_leader_until, self.full_until, self.stale_until) = Default::default();
+    }
+
+    /// Some instance has this horizon now.
+    pub fn may_forget(&mut self, horizon: Timestamp) {
+        self.horizon = self.horizon.max(Some(horizon));
     }
 
     pub fn says_what_is_left(&self) -> String {
@@ -514,7 +523,8 @@ impl Server {
                 let record =
                     self.record_of(&change.user).expect("no record of whom a change was acknowledged");
                 let is_covered = !record.clone().apply(&change.alarm, change.condition);
-                assert!(is_covered, "acknowledged and not stored: {change:?}");
+                let is_settled = is_covered || self.forgets(&change.user, &change.alarm, change.condition);
+                assert!(is_settled, "acknowledged and not stored: {change:?}");
                 let known = self.acknowledged.entry(change.user.clone()).or_default();
                 known.insert((change.alarm.clone(), change.condition));
             }
@@ -533,6 +543,16 @@ impl Server {
             }
             (text, what) => panic!("{text} for {what:?}"),
         }
+    }
+
+    /// Says whether an alarm may be forgotten that was so; then it is.
+    fn forgets(&mut self, user: &UserId, alarm: &AlarmId, condition: Condition) -> bool {
+        let end = self.horizon.and_then(|horizon| self.oracle.end_before(horizon, user, alarm, condition));
+        if let Some(end) = end {
+            self.tally.forgotten += 1;
+            self.oracle.let_forget(user, alarm, end);
+        }
+        end.is_some()
     }
 
     fn record_of(&self, user: &UserId) -> Option<Record> {
@@ -622,8 +642,21 @@ impl Server {
 
     fn on_put(&mut self, link: u64, reply: &[u8], key: &str, publish: &Publish<'_>) {
         let user = self.users.get(key).unwrap_or_else(|| panic!("a record of nobody: {key}"));
-        Record::decode(user, publish.payload).unwrap_or_else(|error| panic!("a record of {user:?}: {error}"));
-        self.tally.stores += u64::from(self.store(true, link, reply, key, publish));
+        let user = user.clone();
+        let record = Record::decode(&user, publish.payload);
+        let record = record.unwrap_or_else(|error| panic!("a record of {user:?}: {error}"));
+        let before = self.record_of(&user);
+        if !self.store(true, link, reply, key, publish) {
+            return;
+        }
+        self.tally.stores += 1;
+        for was in before.iter().flat_map(Record::alarms) {
+            let is = record.alarms().find(|is| is.alarm == was.alarm);
+            if is.is_none_or(|is| is.latest < was.latest || is.told < was.told) {
+                let may_be = self.forgets(&user, was.alarm, was.latest);
+                assert!(may_be, "forgotten, and neither cleared nor old: {was:?} of {user:?}");
+            }
+        }
     }
 
     fn on_digest(&mut self, link: u64, reply: &[u8], token: &str, publish: &Publish<'_>) {
@@ -637,6 +670,7 @@ impl Server {
         let decided = self.record_of(&user).and_then(|record| record.outbox());
         let is_decided = decided.is_some_and(|(nonce, digest)| nonce.0 == id && digest.alarms == alarms);
         assert!(is_decided, "the bucket knows of no such digest of {user:?}: {alarms:?}");
+        self.told.entry(publish.payload.to_vec()).or_default().0 += 1;
         self.tally.digests += 1;
         self.tally.alarms += alarms.len() as u64;
         let wrong = self.oracle.hear(&user, &alarms);
@@ -646,13 +680,11 @@ impl Server {
     /// Where the stream does not republish, whoever stored a digest publishes it.
     fn on_told(&mut self, payload: &[u8]) {
         assert!(!self.is_republished, "the stream does that itself");
-        let is_stored = self.output.values().flatten().any(|stored| stored.payload == payload);
-        assert!(is_stored || self.is_later, "published plainly and not stored");
-        assert!(
-            self.told.insert(payload.to_vec()),
-            "published plainly twice: {}",
-            String::from_utf8_lossy(payload)
-        );
+        let text = String::from_utf8_lossy(payload);
+        let told =
+            self.told.get_mut(payload).unwrap_or_else(|| panic!("published plainly and not stored: {text}"));
+        told.1 += 1;
+        assert!(told.1 <= told.0, "stored {} times, and published plainly {} times: {text}", told.0, told.1);
     }
 }
 

@@ -96,12 +96,12 @@ pub struct World {
 const USERS: usize = 5;
 
 /// 2026-01-01T00:00:00Z.
-const NEW_YEAR: i64 = 1_767_225_600;
+pub const NEW_YEAR: i64 = 1_767_225_600;
 
 /// Instants of changes are within so many seconds of it, and cleared alarms are remembered for fewer where they are not
 /// remembered for ever.
-const INSTANTS: i64 = 10;
-const RETENTION: Duration = Duration::from_secs(5);
+pub const INSTANTS: i64 = 10;
+pub const RETENTION: Duration = Duration::from_secs(5);
 
 /// The largest operation, roughly: a digest of all alarms with long names.
 const OPERATION_BYTES_MAX: usize = 32 << 10;

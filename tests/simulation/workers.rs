@@ -19,6 +19,7 @@ use nats_wire::{ConnectOptions, Limits};
 use crate::dice::{Dice, Fault, Stream, Without};
 use crate::jetstream::Server;
 use crate::judge::{CHANGED, Published, SEND, What};
+use crate::memory::{INSTANTS, NEW_YEAR, RETENTION};
 use crate::runs::{Outcome, STEPS_MAX};
 
 struct Instance {
@@ -31,6 +32,7 @@ struct Instance {
     /// The first one is being left.
     is_moving: bool,
     tick_at: Duration,
+    wall: Timestamp,
     is_leaving: bool,
     /// Steps before which it does nothing, does not connect, is not there.
     stalled_until: u64,
@@ -94,7 +96,7 @@ fn config(dice: &Dice, is_republished: bool) -> WorkerConfig {
             answer_max: Duration::from_secs(5),
             max_payload_at_least: 0,
         },
-        retention: Duration::from_secs(1 << 40),
+        retention: if dice.has(Fault::WallJump) { RETENTION } else { Duration::from_secs(1 << 40) },
         output_bytes_max: small(rng.usize(1..4000), 1 << 20),
         batch: small(rng.usize(1..6), 100) as u64,
         open_max: small(rng.usize(1..10), 1000),
@@ -148,6 +150,7 @@ impl World {
             is_swapped: false,
             is_moving: false,
             tick_at: self.server.now,
+            wall: Timestamp::new(NEW_YEAR, 0),
             is_leaving: false,
             stalled_until: 0,
             no_link_until: 0,
@@ -260,6 +263,12 @@ impl World {
                     .expect("it was just there")
                     .to_client
                     .extend(b"\x16\x03\x01\r\n");
+            }
+            // Most of the time to where some of the instants are just forgotten.
+            (Fault::WallJump, _) => {
+                let seconds = NEW_YEAR + rng.i64(4..18);
+                instance.wall = Timestamp::new(seconds, 0);
+                self.server.may_forget(Timestamp::new(seconds - RETENTION.as_secs() as i64, 0));
             }
             (Fault::Sleep, _) => self.server.now += Duration::from_secs(rng.u64(10..100)),
             (Fault::Crash, _) => self.crash(at, steps),
@@ -407,8 +416,8 @@ impl World {
     }
 
     fn tell_time(&mut self, at: usize) {
-        let told = self.instances[at].worker.on_time(self.server.now, Timestamp::new(1_767_225_600, 0));
-        if let Err(fault) = told {
+        let instance = &mut self.instances[at];
+        if let Err(fault) = instance.worker.on_time(self.server.now, instance.wall) {
             self.trace(|| format!("instance {at}: {fault}"));
             self.lose_link(at, Duration::from_secs(1));
         }
@@ -468,7 +477,7 @@ impl World {
                     "AlarmID": alarm,
                     "UserID": format!("user {user}"),
                     "Status": status,
-                    "ChangedAt": format!("2026-01-01T00:00:0{}Z", rng.u32(..10)),
+                    "ChangedAt": format!("2026-01-01T00:00:0{}Z", rng.u32(..INSTANTS as u32)),
                 })
                 .to_string();
                 let Ok(Command::Apply(change)) = decode_change(payload.as_bytes()) else {

@@ -10,6 +10,8 @@ use alarm_digest::message::{decode_change, decode_request};
 pub struct Oracle {
     changes: BTreeMap<(UserId, AlarmId), BTreeSet<Condition>>,
     told: BTreeMap<(UserId, AlarmId), Condition>,
+    /// What [`Self::let_forget`] was told last of each alarm: nobody has to know of a change that is not after it.
+    ends: BTreeMap<(UserId, AlarmId), Condition>,
 }
 
 /// What is wrong with a digest.
@@ -112,16 +114,19 @@ impl Oracle {
     pub fn untold(&self, user: &UserId, known: &BTreeSet<(AlarmId, Condition)>) -> Vec<AlarmId> {
         let alarms: BTreeSet<&AlarmId> = known.iter().map(|(alarm, _)| alarm).collect();
         let is_untold = |alarm: &&AlarmId| {
-            let conditions =
-                || known.iter().filter(|(other, _)| other == *alarm).map(|(_, condition)| condition);
-            let latest = conditions().max().expect("it has one");
-            let told = self.told.get(&(user.clone(), (*alarm).clone()));
+            let conditions = || {
+                let of_it =
+                    known.iter().filter(|(other, _)| other == *alarm).map(|(_, condition)| *condition);
+                of_it.filter(|condition| self.must_be_known(user, alarm, *condition))
+            };
+            let Some(latest) = conditions().max() else { return false };
+            let told = self.told.get(&(user.clone(), (*alarm).clone())).copied();
             let is_due = told.is_none_or(|told| {
                 conditions().any(|condition| condition > told && condition.status() != told.status())
             });
             // Who knew of a later end of it had nothing to tell.
             let may_have_ended = self.changes.get(&(user.clone(), (*alarm).clone())).is_some_and(|changes| {
-                changes.iter().any(|condition| condition > latest && !condition.status().is_active())
+                changes.iter().any(|condition| *condition > latest && !condition.status().is_active())
             });
             latest.status().is_active() && is_due && !may_have_ended
         };
@@ -151,14 +156,45 @@ impl Oracle {
         forgotten
     }
 
+    /// The last change of this alarm that ended it, is not before `condition`, and is from before `horizon`: the service may have
+    /// forgotten the alarm by it.
+    #[must_use]
+    pub fn end_before(
+        &self,
+        horizon: Timestamp,
+        user: &UserId,
+        alarm: &AlarmId,
+        condition: Condition,
+    ) -> Option<Condition> {
+        let changes = self.changes.get(&(user.clone(), alarm.clone()))?;
+        let is_end = |end: &&Condition| !end.status().is_active() && end.changed_at() < horizon;
+        changes.range(condition..).rev().find(is_end).copied()
+    }
+
+    /// The service has forgotten this alarm, by `end` at the latest. What was told of it may be told again, should what came before
+    /// come late or once more; nothing of that has to be told.
+    pub fn let_forget(&mut self, user: &UserId, alarm: &AlarmId, end: Condition) {
+        let key = (user.clone(), alarm.clone());
+        self.told.remove(&key);
+        let last = self.ends.entry(key).or_insert(end);
+        *last = end.max(*last);
+    }
+
+    fn must_be_known(&self, user: &UserId, alarm: &AlarmId, condition: Condition) -> bool {
+        self.ends.get(&(user.clone(), alarm.clone())).is_none_or(|end| condition > *end)
+    }
+
     fn alarms_of(&self, user: &UserId) -> impl Iterator<Item = &AlarmId> {
         self.changes.keys().filter(move |(other, _)| other == user).map(|(_, alarm)| alarm)
     }
 
     fn is_to_be_told(&self, user: &UserId, alarm: &AlarmId) -> bool {
         let told = self.told.get(&(user.clone(), alarm.clone()));
-        self.latest(user, alarm).status().is_active()
-            && told.is_none_or(|told| self.has_differed_since(user, alarm, *told))
+        let must_be_known = |condition| self.must_be_known(user, alarm, condition);
+        let latest = self.latest(user, alarm);
+        latest.status().is_active()
+            && must_be_known(latest)
+            && told.is_none_or(|told| self.differing_since(user, alarm, *told).any(must_be_known))
     }
 
     fn latest(&self, user: &UserId, alarm: &AlarmId) -> Condition {
@@ -166,8 +202,20 @@ impl Oracle {
     }
 
     fn has_differed_since(&self, user: &UserId, alarm: &AlarmId, told: Condition) -> bool {
+        self.differing_since(user, alarm, told).next().is_some()
+    }
+
+    fn differing_since(
+        &self,
+        user: &UserId,
+        alarm: &AlarmId,
+        told: Condition,
+    ) -> impl Iterator<Item = Condition> {
         let changes = &self.changes[&(user.clone(), alarm.clone())];
-        changes.iter().any(|condition| *condition > told && condition.status() != told.status())
+        changes
+            .iter()
+            .copied()
+            .filter(move |condition| *condition > told && condition.status() != told.status())
     }
 }
 
