@@ -487,6 +487,29 @@ mod tests {
         }
 
         #[test]
+        fn forgetting_leaves_what_is_active_not_old_or_on_its_way_out(
+            mut record in records(), seconds in SECONDS, all_end in any::<bool>(),
+        ) {
+            let horizon = Timestamp::new(seconds, 0);
+            let end = |known: Known<'_>| {
+                let at = Timestamp::new(known.latest.changed_at().seconds() + 1, 0);
+                (known.alarm.clone(), Condition::new(at, Status::Cleared))
+            };
+            let ends: Vec<_> = record.alarms().filter(|_| all_end).map(end).collect();
+            for (alarm, end) in ends {
+                record.apply(&alarm, end);
+            }
+            let mut forgetful = record.clone();
+            forgetful.forget(horizon);
+            prop_assert_eq!(forgetful.outbox(), record.outbox());
+            let stays = |known: &Known<'_>| {
+                known.latest.status().is_active() || known.latest.changed_at() >= horizon || known.is_in_outbox
+            };
+            prop_assert!(forgetful.alarms().eq(record.alarms().filter(stays)));
+            prop_assert_eq!(Record::decode(&user("ann"), &forgetful.encode()), Ok(forgetful));
+        }
+
+        #[test]
         fn any_bytes_are_an_error_or_a_record(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(record) = Record::decode(&user("ann"), &bytes) {
                 prop_assert_eq!(record.encode(), bytes);
