@@ -349,6 +349,12 @@ const OF_WORKERS: &[Mutation] = &[
         "self.latest.changed_at() < horizon",
     ),
     (
+        "a change that has no room in a record is acknowledged",
+        USER,
+        "            self.refused.push(Refused { ack, bytes });\n            return;",
+        "            let _ = bytes;\n            self.acknowledged.push(ack);\n            return;",
+    ),
+    (
         "a record forgets too early",
         WORKER,
         "Timestamp::new(self.wall.seconds().saturating_sub(retention), self.wall.nanos())",

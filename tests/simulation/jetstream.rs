@@ -7,7 +7,7 @@
 //! | a digest is stored | the bucket holds its decision; nothing in it is no news, or older than what was told |
 //! | a change is acknowledged | the stored record covers it |
 //! | a request is acknowledged | all is told that was acknowledged before the request was delivered for the first time, unless it ended; as long as reads tell the truth |
-//! | a message is given up | nobody could read it, and its dead letter is stored |
+//! | a message is given up | nobody could read it, or there may be no room for its alarm; and its dead letter is stored |
 //! | a digest is published plainly | it was stored, and is published no more often than that |
 //!
 //! Never: who lives, and what goes wrong. That is the world's.
@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use alarm_digest::alarm::{AlarmId, Condition, Timestamp, UserId};
+use alarm_digest::alarm::{AlarmId, Change, Condition, Timestamp, UserId};
 use alarm_digest::durable::record::{Record, token};
 use alarm_digest::durable::worker::DIGEST_ID;
 use alarm_digest_checker::{Oracle, parse_digest};
@@ -97,6 +97,8 @@ pub struct Server {
     /// All replicas have caught up.
     pub is_later: bool,
     oracle: Oracle,
+    /// All that ever was of each user.
+    published: BTreeMap<UserId, Record>,
     acknowledged: BTreeMap<UserId, Known>,
     pub tally: Tally,
 }
@@ -117,6 +119,7 @@ pub struct Tally {
     pub acknowledged: u64,
     pub dead_letters: u64,
     pub forgotten: u64,
+    pub refused: u64,
     /// Times that an instance went over to another connection with nothing left behind.
     pub moves: u64,
 }
@@ -137,6 +140,7 @@ impl Tally {
             ("acknowledged", self.acknowledged),
             ("dead letters", self.dead_letters),
             ("forgotten", self.forgotten),
+            ("refused", self.refused),
             ("moves", self.moves),
         ]
     }
@@ -147,6 +151,9 @@ pub const ACK_WAIT: Duration = Duration::from_secs(5);
 
 const KEY_PREFIX: &str = "$KV.STATE.";
 const OUTPUT_PREFIX: &str = "AD.out.";
+
+/// What a worker leaves for headers of what a server takes as one payload.
+const HEADER_BYTES_MAX: usize = 512;
 
 impl Server {
     pub fn new(users: impl Iterator<Item = UserId>, is_republished: bool, max_payload: usize) -> Self {
@@ -172,6 +179,8 @@ impl Server {
     pub fn put(&mut self, published: Rc<Published>) {
         if let What::Change(change) = &published.what {
             self.oracle.apply(change);
+            let all = self.published.entry(change.user.clone());
+            all.or_insert_with(|| Record::new(change.user.clone())).apply(&change.alarm, change.condition);
         }
         self.sequence += 1;
         self.tally.messages += 1;
@@ -523,8 +532,13 @@ impl Server {
                 let record =
                     self.record_of(&change.user).expect("no record of whom a change was acknowledged");
                 let is_covered = !record.clone().apply(&change.alarm, change.condition);
-                let is_settled = is_covered || self.forgets(&change.user, &change.alarm, change.condition);
-                assert!(is_settled, "acknowledged and not stored: {change:?}");
+                if !is_covered {
+                    // It came and went with one store, or came again.
+                    let end = self.end(&change.user, &change.alarm, change.condition);
+                    let end = end.unwrap_or_else(|| panic!("acknowledged and not stored: {change:?}"));
+                    self.oracle.let_end(&change.user, &change.alarm, end);
+                }
+                self.oracle.accept(change);
                 let known = self.acknowledged.entry(change.user.clone()).or_default();
                 known.insert((change.alarm.clone(), change.condition));
             }
@@ -534,25 +548,35 @@ impl Server {
                 let is_told = untold.is_empty() || self.has_been_stale;
                 assert!(is_told, "request {sequence} of {user:?} is acknowledged, and {untold:?} untold");
             }
-            ("+TERM", What::Bad) => {
+            ("+TERM", What::Bad | What::Change(_)) => {
                 let id = format!("IN:{sequence}").into_bytes();
                 assert!(
                     self.dead.contains(&id),
                     "message {sequence} was given up, and there is no dead letter"
                 );
+                if let What::Change(change) = &queued.published.what {
+                    self.on_refused(change);
+                }
             }
             (text, what) => panic!("{text} for {what:?}"),
         }
     }
 
-    /// Says whether an alarm may be forgotten that was so; then it is.
-    fn forgets(&mut self, user: &UserId, alarm: &AlarmId, condition: Condition) -> bool {
-        let end = self.horizon.and_then(|horizon| self.oracle.end_before(horizon, user, alarm, condition));
-        if let Some(end) = end {
-            self.tally.forgotten += 1;
-            self.oracle.let_forget(user, alarm, end);
+    /// A change was given up because there is no room for its alarm. When that was decided some of what is known may not have been
+    /// stored, and by now some may be forgotten; but all together has no room.
+    fn on_refused(&mut self, change: &Change) {
+        let bytes = self.published[&change.user].bytes_max();
+        assert!(bytes > self.max_payload - HEADER_BYTES_MAX, "refused, and there is room: {change:?}");
+        self.tally.refused += 1;
+        let known = self.acknowledged.get(&change.user);
+        if known.is_none_or(|known| !known.contains(&(change.alarm.clone(), change.condition))) {
+            self.oracle.refuse(change);
         }
-        end.is_some()
+    }
+
+    /// The end that an alarm that was so may be forgotten by.
+    fn end(&self, user: &UserId, alarm: &AlarmId, condition: Condition) -> Option<Condition> {
+        self.oracle.end_before(self.horizon?, user, alarm, condition)
     }
 
     fn record_of(&self, user: &UserId) -> Option<Record> {
@@ -653,8 +677,12 @@ impl Server {
         for was in before.iter().flat_map(Record::alarms) {
             let is = record.alarms().find(|is| is.alarm == was.alarm);
             if is.is_none_or(|is| is.latest < was.latest || is.told < was.told) {
-                let may_be = self.forgets(&user, was.alarm, was.latest);
-                assert!(may_be, "forgotten, and neither cleared nor old: {was:?} of {user:?}");
+                let end = self.end(&user, was.alarm, was.latest);
+                let end = end
+                    .unwrap_or_else(|| panic!("forgotten, and not cleared, or not old: {was:?} of {user:?}"));
+                self.tally.forgotten += 1;
+                self.oracle.let_end(&user, was.alarm, end);
+                self.oracle.forget_told(&user, was.alarm);
             }
         }
     }

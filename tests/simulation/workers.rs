@@ -65,6 +65,8 @@ pub struct World {
     history: Vec<Rc<Published>>,
     publish_max: usize,
     alarms: Vec<String>,
+    /// Most of the changes are of the first user.
+    is_crowded: bool,
 }
 
 const USERS: usize = 4;
@@ -112,8 +114,15 @@ impl World {
         let dice = Dice::new(seed, without);
         let mut rng = dice.draw(Stream::Setup, 0);
         let is_republished = rng.bool();
-        // Names that JSON makes six times as long, so that a record has room for more than a digest.
-        let prefix = if dice.has(Fault::Limits) { "\u{1}".repeat(60) } else { String::new() };
+        // Names that JSON makes six times as long, so that a record has room for more than a digest; or so many that a record
+        // has no room for them.
+        let is_crowded = dice.has(Fault::Limits) && dice.draw(Stream::Setup, 3).bool();
+        let (prefix, more) = match (dice.has(Fault::Limits), is_crowded) {
+            (false, _) => (0, 0),
+            (true, false) => (60, 0),
+            (true, true) => (250, 12),
+        };
+        let name = |number| format!("{}{number}", "\u{1}".repeat(prefix));
         let max_payload = if dice.has(Fault::Limits) { 3784 } else { 1 << 20 };
         let mut world = Self {
             config: config(&dice, is_republished),
@@ -127,7 +136,8 @@ impl World {
             is_chaos: true,
             history: Vec::new(),
             publish_max: rng.usize(1..100),
-            alarms: (0..rng.usize(1..9)).map(|number| format!("{prefix}{number}")).collect(),
+            alarms: (0..rng.usize(1..9) + more).map(name).collect(),
+            is_crowded,
             without: without.clone(),
             is_traced,
             dice,
@@ -161,7 +171,7 @@ impl World {
     /// What a world is made with, but for what faults decide.
     pub fn shape(&self) -> impl PartialEq + std::fmt::Debug + use<> {
         let WorkerConfig { affinity, is_republished, .. } = self.config;
-        (self.instances.len(), self.steps_max, self.publish_max, self.alarms.len(), affinity, is_republished)
+        (self.instances.len(), self.steps_max, self.publish_max, affinity, is_republished)
     }
 
     /// # Panics
@@ -466,7 +476,7 @@ impl World {
             return;
         }
         let mut rng = self.dice.draw(Stream::Workload, self.history.len() as u64);
-        let user = rng.usize(..USERS);
+        let user = rng.usize(..USERS) * usize::from(!self.is_crowded || rng.u32(..4) == 0);
         let published = match rng.u32(..12) {
             0 => Rc::new(Published { subject: CHANGED, payload: "{".into(), what: What::Bad }),
             1..5 => request(user),

@@ -10,8 +10,10 @@ use alarm_digest::message::{decode_change, decode_request};
 pub struct Oracle {
     changes: BTreeMap<(UserId, AlarmId), BTreeSet<Condition>>,
     told: BTreeMap<(UserId, AlarmId), Condition>,
-    /// What [`Self::let_forget`] was told last of each alarm: nobody has to know of a change that is not after it.
+    /// Nobody has to know of a change that is not after this.
     ends: BTreeMap<(UserId, AlarmId), Condition>,
+    /// Nobody has to know of these either.
+    refused: BTreeSet<(UserId, AlarmId, Condition)>,
 }
 
 /// What is wrong with a digest.
@@ -171,17 +173,30 @@ impl Oracle {
         changes.range(condition..).rev().find(is_end).copied()
     }
 
-    /// The service has forgotten this alarm, by `end` at the latest. What was told of it may be told again, should what came before
-    /// come late or once more; nothing of that has to be told.
-    pub fn let_forget(&mut self, user: &UserId, alarm: &AlarmId, end: Condition) {
-        let key = (user.clone(), alarm.clone());
-        self.told.remove(&key);
-        let last = self.ends.entry(key).or_insert(end);
+    /// The service may have forgotten this alarm, by `end` at the latest: nobody has to know of a change that is not after it.
+    pub fn let_end(&mut self, user: &UserId, alarm: &AlarmId, end: Condition) {
+        let last = self.ends.entry((user.clone(), alarm.clone())).or_insert(end);
         *last = end.max(*last);
     }
 
+    /// What was told of this alarm is forgotten, and may be told again should it come late, or once more.
+    pub fn forget_told(&mut self, user: &UserId, alarm: &AlarmId) {
+        self.told.remove(&(user.clone(), alarm.clone()));
+    }
+
+    /// The service has said that it has no room for this change.
+    pub fn refuse(&mut self, change: &Change) {
+        self.refused.insert((change.user.clone(), change.alarm.clone(), change.condition));
+    }
+
+    /// The service has said that it knows of this change.
+    pub fn accept(&mut self, change: &Change) {
+        self.refused.remove(&(change.user.clone(), change.alarm.clone(), change.condition));
+    }
+
     fn must_be_known(&self, user: &UserId, alarm: &AlarmId, condition: Condition) -> bool {
-        self.ends.get(&(user.clone(), alarm.clone())).is_none_or(|end| condition > *end)
+        !self.refused.contains(&(user.clone(), alarm.clone(), condition))
+            && self.ends.get(&(user.clone(), alarm.clone())).is_none_or(|end| condition > *end)
     }
 
     fn alarms_of(&self, user: &UserId) -> impl Iterator<Item = &AlarmId> {
