@@ -91,8 +91,12 @@ impl World {
     }
 
     /// Between a half and one and a half of it.
+    pub fn about(&mut self, milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds / 2 + self.rng.u64(..milliseconds))
+    }
+
     pub fn pause(&mut self, milliseconds: u64) {
-        thread::sleep(Duration::from_millis(milliseconds / 2 + self.rng.u64(..milliseconds)));
+        thread::sleep(self.about(milliseconds));
     }
 
     /// Counts what was done, for the table.
@@ -107,7 +111,6 @@ impl World {
     pub fn kill_instance(&mut self, at: usize) {
         self.instances[at].kill();
         self.logs.push_str(&self.instances[at].log());
-        self.injected("kill -9 of an instance");
     }
 
     /// Starts an instance where one was killed.

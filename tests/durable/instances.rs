@@ -35,6 +35,7 @@ fn instances_killed_at_random_lose_and_repeat_nothing() {
                     world.pause(400);
                     let at = world.any_instance();
                     world.kill_instance(at);
+                    world.injected("kill -9 of an instance");
                     world.start_instance(at);
                 }
             });

@@ -28,6 +28,7 @@ fn publishers_are_refused_while_the_queue_is_full_and_nothing_acknowledged_is_lo
                 world.pause(300);
                 for at in 0..world.instances.len() {
                     world.kill_instance(at);
+                    world.injected("kill -9 of an instance");
                 }
                 world.pause(2000);
                 for at in 0..world.instances.len() {

@@ -18,6 +18,8 @@ mod random;
 mod reply;
 mod servers;
 mod start;
+#[path = "../service/strike.rs"]
+mod strike;
 #[allow(dead_code, reason = "the other tests use the rest")]
 #[path = "../service/world.rs"]
 mod world;

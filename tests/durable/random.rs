@@ -3,7 +3,6 @@
 //! `ALARM_DIGEST_CHAOS_SECONDS=3600 cargo test --test service --test durable random_faults -- --nocapture` goes on for an
 //! hour in each mode, in rounds with fresh servers; each fault prints a line, and each round its row.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -12,6 +11,8 @@ use serde_json::{Value, json};
 
 use crate::chaos::{Setup, World, chaos, number};
 use crate::cluster::await_meta_leader;
+use crate::proxy::Proxy;
+use crate::strike::{Broken, Fault, Part, TWO_AT_ONCE, pick, strike};
 use crate::world::{LAME_DUCK, let_go};
 
 /// Older ones lose data by themselves when they are killed, or full.
@@ -23,85 +24,129 @@ const ROUND_SECONDS_MAX: u64 = 60;
 /// Longer than the 2 s that a message may be under way in one instance, and than the beats of the others.
 const PAST_THE_LEASE: Duration = Duration::from_millis(4500);
 
-/// It counts itself.
-const KILLED: &str = "kill -9 of an instance";
-
-type Fault = fn(&mut World);
-
-const FAULTS: [(&str, Fault); 10] = [
-    (KILLED, |world| {
-        let at = world.any_instance();
-        world.kill_instance(at);
-        world.pause(300);
-        world.start_instance(at);
-    }),
-    ("SIGSTOP of an instance past its lease", |world| {
-        let at = world.any_instance();
-        world.instances[at].suspend().expect("it runs");
-        thread::sleep(PAST_THE_LEASE);
-        world.instances[at].resume().expect("it runs");
-    }),
-    ("network of an instance cut", |world| {
-        let at = world.any_instance();
-        world.proxies[at].iter().for_each(|proxy| proxy.refuse(true));
-        world.proxies[at].iter().for_each(|proxy| proxy.cut());
-        world.pause(1000);
-        world.proxies[at].iter().for_each(|proxy| proxy.heal());
-    }),
-    ("network of an instance held past its lease", |world| {
-        let at = world.any_instance();
-        world.proxies[at].iter().for_each(|proxy| proxy.hold(true));
-        thread::sleep(PAST_THE_LEASE);
-        world.proxies[at].iter().for_each(|proxy| proxy.heal());
-    }),
-    ("network of an instance slow", |world| {
-        let (at, delay) = (world.any_instance(), Duration::from_millis(world.rng.u64(5..100)));
-        world.proxies[at].iter().for_each(|proxy| proxy.delay(delay));
-        world.pause(2000);
-        world.proxies[at].iter().for_each(|proxy| proxy.heal());
-    }),
-    ("kill -9 of a server", |world| {
-        let at = world.rng.usize(..world.servers.len());
-        world.servers[at].kill();
-        world.pause(1000);
-        world.servers[at].restart().expect("a server");
-    }),
-    ("lame duck mode of a server", |world| {
-        let at = world.rng.usize(..world.servers.len());
-        let_go(&mut world.servers[at]);
-        world.servers[at].restart().expect("a server");
-    }),
-    ("SIGSTOP of a server", |world| {
-        let at = world.rng.usize(..world.servers.len());
-        world.servers[at].suspend().expect("it runs");
-        thread::sleep(Duration::from_secs(3));
-        world.servers[at].resume().expect("it runs");
-    }),
-    ("output stream full", |world| {
-        let bytes = world.streams().stream("AD_OUT").map_or(0, |info| info.state.bytes);
-        if resize(world, bytes + 1000) {
-            world.pause(1500);
-            while !resize(world, 1 << 30) {
-                world.pause(100);
-            }
-        }
-    }),
-    ("rolling restart of everything", |world| {
-        for at in 0..world.servers.len() {
-            world.servers[at].stop().expect("it ends");
-            world.pause(300);
+const FAULTS: [Fault<World>; 10] = [
+    Fault {
+        name: "kill -9 of an instance",
+        breaks: &[Part::Service],
+        begin: |world| {
+            let at = world.any_instance();
+            world.kill_instance(at);
+            Broken::until(world.about(300), move |world: &mut World| world.start_instance(at))
+        },
+    },
+    Fault {
+        name: "SIGSTOP of an instance past its lease",
+        breaks: &[Part::Service],
+        begin: |world| {
+            let at = world.any_instance();
+            world.instances[at].suspend().expect("it runs");
+            Broken::until(PAST_THE_LEASE, move |world: &mut World| {
+                world.instances[at].resume().expect("it runs");
+            })
+        },
+    },
+    Fault {
+        name: "network of an instance cut",
+        breaks: &[Part::Network],
+        begin: |world| {
+            let at = world.any_instance();
+            world.proxies[at].iter().for_each(|proxy| proxy.refuse(true));
+            world.proxies[at].iter().for_each(Proxy::cut);
+            Broken::until(world.about(1000), move |world: &mut World| heal_network(world, at))
+        },
+    },
+    Fault {
+        name: "network of an instance held past its lease",
+        breaks: &[Part::Network],
+        begin: |world| {
+            let at = world.any_instance();
+            world.proxies[at].iter().for_each(|proxy| proxy.hold(true));
+            Broken::until(PAST_THE_LEASE, move |world: &mut World| heal_network(world, at))
+        },
+    },
+    Fault {
+        name: "network of an instance slow",
+        breaks: &[Part::Network],
+        begin: |world| {
+            let (at, delay) = (world.any_instance(), Duration::from_millis(world.rng.u64(5..100)));
+            world.proxies[at].iter().for_each(|proxy| proxy.delay(delay));
+            Broken::until(world.about(2000), move |world: &mut World| heal_network(world, at))
+        },
+    },
+    Fault {
+        name: "kill -9 of a server",
+        breaks: &[Part::Server],
+        begin: |world| {
+            let at = world.rng.usize(..world.servers.len());
+            world.servers[at].kill();
+            Broken::until(world.about(1000), move |world: &mut World| {
+                world.servers[at].restart().expect("a server");
+            })
+        },
+    },
+    Fault {
+        name: "lame duck mode of a server",
+        breaks: &[Part::Server],
+        begin: |world| {
+            let at = world.rng.usize(..world.servers.len());
+            let_go(&mut world.servers[at]);
             world.servers[at].restart().expect("a server");
-            // As operators do: one at a time, each only when the others are whole again.
-            for stream in ["AD_IN", "KV_AD_STATE", "AD_OUT"] {
-                world.leader(stream);
+            Broken::over()
+        },
+    },
+    Fault {
+        name: "SIGSTOP of a server",
+        breaks: &[Part::Server],
+        begin: |world| {
+            let at = world.rng.usize(..world.servers.len());
+            world.servers[at].suspend().expect("it runs");
+            Broken::until(Duration::from_secs(3), move |world: &mut World| {
+                world.servers[at].resume().expect("it runs");
+            })
+        },
+    },
+    Fault {
+        name: "output stream full",
+        // Which they have to be told.
+        breaks: &[Part::Server],
+        begin: |world| {
+            let bytes = world.streams().stream("AD_OUT").map_or(0, |info| info.state.bytes);
+            if !resize(world, bytes + 1000) {
+                return Broken::over();
             }
-            world.pause(500);
-        }
-        for at in 0..world.instances.len() {
-            world.replace_instance(at);
-        }
-    }),
+            Broken::until(world.about(1500), |world: &mut World| {
+                while !resize(world, 1 << 30) {
+                    world.pause(100);
+                }
+            })
+        },
+    },
+    Fault {
+        name: "rolling restart of everything",
+        // With instances that must connect.
+        breaks: &[Part::Server, Part::Service, Part::Network],
+        begin: |world| {
+            for at in 0..world.servers.len() {
+                world.servers[at].stop().expect("it ends");
+                world.pause(300);
+                world.servers[at].restart().expect("a server");
+                // As operators do: one at a time, each only when the others are whole again.
+                for stream in ["AD_IN", "KV_AD_STATE", "AD_OUT"] {
+                    world.leader(stream);
+                }
+                world.pause(500);
+            }
+            for at in 0..world.instances.len() {
+                world.replace_instance(at);
+            }
+            Broken::over()
+        },
+    },
 ];
+
+fn heal_network(world: &mut World, at: usize) {
+    world.proxies[at].iter().for_each(Proxy::heal);
+}
 
 /// Says whether the server has taken it.
 fn resize(world: &World, bytes: u64) -> bool {
@@ -144,13 +189,18 @@ fn random_faults_lose_and_repeat_nothing() {
         chaos(&setup, servers, |world| {
             while world.goes_on() {
                 world.pause(500);
-                let (name, fault) = FAULTS[world.rng.usize(..FAULTS.len())];
+                let (first, second) = pick(&FAULTS, &mut world.rng);
                 let at = began.elapsed();
-                fault(world);
-                if name != KILLED {
-                    world.injected(name);
+                let mut rng = world.rng.fork();
+                strike(world, first, second, &mut rng);
+                let names: Vec<&str> =
+                    [Some(first), second].into_iter().flatten().map(|fault| fault.name).collect();
+                names.iter().for_each(|name| world.injected(name));
+                if names.len() > 1 {
+                    world.injected(TWO_AT_ONCE);
                 }
-                println!("{:8.1} s  {name}, {:.1} s", at.as_secs_f64(), (began.elapsed() - at).as_secs_f64());
+                let (names, lasted) = (names.join(" + "), began.elapsed() - at);
+                println!("{:8.1} s  {names}, {:.1} s", at.as_secs_f64(), lasted.as_secs_f64());
             }
         });
         if Instant::now() >= end {

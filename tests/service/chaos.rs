@@ -4,7 +4,7 @@
 //! ```text
 //! publisher ── changes and requests, some of which a dying server takes along ──►│ each user │ all of it once more │ each user │ verdict
 //! service ─── proxies with a witness ─── servers ───────────────────────────────────────────────────────────────────────┘
-//! faults ──── one after the other, and a look at the quiet between them ────────►│
+//! faults ──── one after the other, or two, and a look at the quiet between ─────►│
 //! ```
 //!
 //! What is promised and held: alarms that were read for sure are told without being published again; once all was published
@@ -29,6 +29,7 @@ use nats_server_fixture::{Binary, Process, Server, Signal, eventually};
 use serde_json::json;
 
 use crate::proxy::{Passed, Proxy};
+use crate::strike::{Broken, Fault, Part, TWO_AT_ONCE, pick, strike};
 use crate::witness::{ONCE, Witness};
 use crate::world::{Client, LAME_DUCK, SOON, at, exit_code, let_go, on_each_server, program, try_connect_to};
 
@@ -61,62 +62,104 @@ const CONFIG: &str = "write_deadline: \"500ms\"\nmax_pending: 4194304";
 /// What the servers say before they close a connection that spoke nonsense, and what a core says before it dies.
 const NEVER_SAID: [&str; 5] = ["Violation", "Unknown Protocol", "Parser", "Invalid", "panicked"];
 
-type Fault = fn(&mut World);
-
-const FAULTS: [(&str, Fault); 10] = [
-    ("kill -9 of a server", |world| {
-        let server = world.any_server();
-        world.servers[server].kill();
-        world.pause(500);
-        world.servers[server].restart().expect("a server");
-    }),
-    ("rolling restart of the servers", |world| {
-        for server in 0..world.servers.len() {
-            world.servers[server].stop().expect("it ends");
-            world.pause(200);
+const FAULTS: [Fault<World>; 10] = [
+    Fault {
+        name: "kill -9 of a server",
+        breaks: &[Part::Server],
+        begin: |world| {
+            let server = world.any_server();
+            world.servers[server].kill();
+            Broken::until(world.about(500), move |world: &mut World| {
+                world.servers[server].restart().expect("a server");
+            })
+        },
+    },
+    Fault {
+        name: "rolling restart of the servers",
+        breaks: &[Part::Server],
+        begin: |world| {
+            for server in 0..world.servers.len() {
+                world.servers[server].stop().expect("it ends");
+                world.pause(200);
+                world.servers[server].restart().expect("a server");
+                world.pause(200);
+            }
+            Broken::over()
+        },
+    },
+    Fault {
+        name: "lame duck mode of a server",
+        breaks: &[Part::Server],
+        begin: |world| {
+            let server = world.any_server();
+            let_go(&mut world.servers[server]);
             world.servers[server].restart().expect("a server");
-            world.pause(200);
-        }
-    }),
-    ("lame duck mode of a server", |world| {
-        let server = world.any_server();
-        let_go(&mut world.servers[server]);
-        world.servers[server].restart().expect("a server");
-    }),
-    ("SIGSTOP of a server past the pings", |world| {
-        let server = world.any_server();
-        world.servers[server].suspend().expect("it runs");
-        thread::sleep(PAST_THE_PINGS);
-        world.servers[server].resume().expect("it runs");
-    }),
-    ("SIGSTOP of the service past the pings", |world| {
-        world.service.suspend().expect("it runs");
-        thread::sleep(PAST_THE_PINGS);
-        world.service.resume().expect("it runs");
-    }),
-    ("SIGSTOP of the service under a flood", |world| {
-        world.service.suspend().expect("it runs");
-        world.flood(3000);
-        world.service.resume().expect("it runs");
-    }),
-    ("network cut", |world| world.proxies.iter().for_each(Proxy::cut)),
-    ("network cut, and no way back for a while", |world| {
-        world.proxies.iter().for_each(|proxy| proxy.refuse(true));
-        world.proxies.iter().for_each(Proxy::cut);
-        world.pause(1000);
-        world.proxies.iter().for_each(Proxy::heal);
-    }),
-    ("network held past the pings", |world| {
-        world.proxies.iter().for_each(|proxy| proxy.hold(true));
-        thread::sleep(PAST_THE_PINGS);
-        world.proxies.iter().for_each(Proxy::heal);
-    }),
-    ("network slow", |world| {
-        let delay = Duration::from_millis(world.rng.u64(5..100));
-        world.proxies.iter().for_each(|proxy| proxy.delay(delay));
-        world.pause(1500);
-        world.proxies.iter().for_each(Proxy::heal);
-    }),
+            Broken::over()
+        },
+    },
+    Fault {
+        name: "SIGSTOP of a server past the pings",
+        breaks: &[Part::Server],
+        begin: |world| {
+            let server = world.any_server();
+            world.servers[server].suspend().expect("it runs");
+            Broken::until(PAST_THE_PINGS, move |world: &mut World| {
+                world.servers[server].resume().expect("it runs");
+            })
+        },
+    },
+    Fault {
+        name: "SIGSTOP of the service past the pings",
+        breaks: &[Part::Service],
+        begin: |world| {
+            world.service.suspend().expect("it runs");
+            Broken::until(PAST_THE_PINGS, |world: &mut World| world.service.resume().expect("it runs"))
+        },
+    },
+    Fault {
+        name: "SIGSTOP of the service under a flood",
+        // Which a server has to take.
+        breaks: &[Part::Service, Part::Server],
+        begin: |world| {
+            world.service.suspend().expect("it runs");
+            world.flood(3000);
+            Broken::until(Duration::ZERO, |world: &mut World| world.service.resume().expect("it runs"))
+        },
+    },
+    Fault {
+        name: "network cut",
+        breaks: &[Part::Network],
+        begin: |world| {
+            world.proxies.iter().for_each(Proxy::cut);
+            Broken::over()
+        },
+    },
+    Fault {
+        name: "network cut, and no way back for a while",
+        breaks: &[Part::Network],
+        begin: |world| {
+            world.proxies.iter().for_each(|proxy| proxy.refuse(true));
+            world.proxies.iter().for_each(Proxy::cut);
+            Broken::until(world.about(1000), World::heal_network)
+        },
+    },
+    Fault {
+        name: "network held past the pings",
+        breaks: &[Part::Network],
+        begin: |world| {
+            world.proxies.iter().for_each(|proxy| proxy.hold(true));
+            Broken::until(PAST_THE_PINGS, World::heal_network)
+        },
+    },
+    Fault {
+        name: "network slow",
+        breaks: &[Part::Network],
+        begin: |world| {
+            let delay = Duration::from_millis(world.rng.u64(5..100));
+            world.proxies.iter().for_each(|proxy| proxy.delay(delay));
+            Broken::until(world.about(1500), World::heal_network)
+        },
+    },
 ];
 
 /// What a fault can break.
@@ -127,6 +170,7 @@ struct World {
     service: Process,
     witness: Arc<Mutex<Witness>>,
     published: Arc<Mutex<Published>>,
+    /// How often, by name.
     injected: BTreeMap<&'static str, u64>,
     began: Instant,
     /// Users that were made up for a look.
@@ -166,7 +210,7 @@ fn a_service_cut_off_as_a_slow_consumer_loses_nothing() {
             let is_cut = |world: &World| world.servers[0].log().contains("Slow Consumer");
             let deadline = Instant::now() + SOON;
             while !is_cut(world) && Instant::now() < deadline {
-                world.inject("SIGSTOP of the service under a flood");
+                world.inject_by_name("SIGSTOP of the service under a flood");
             }
             assert!(is_cut(world), "{}", world.servers[0].log());
         };
@@ -177,7 +221,7 @@ fn a_service_cut_off_as_a_slow_consumer_loses_nothing() {
 #[test]
 fn a_network_that_fails_loses_nothing() {
     on_each_server(|binary| {
-        let all = FAULTS.map(|(name, _)| name);
+        let all = FAULTS.map(|fault| fault.name);
         let networks: Vec<&str> = all.into_iter().filter(|name| name.starts_with("network")).collect();
         each_of(binary, 1, &networks);
     });
@@ -191,13 +235,13 @@ fn random_faults_lose_nothing() {
     let mut seed = seed();
     for binary in binaries.iter().cycle() {
         let mut rng = Rng::with_seed(seed);
-        let servers = [1, 3][rng.usize(..2)];
+        let servers = rng.usize(1..=3);
         let left = end.saturating_duration_since(Instant::now());
         let until = Instant::now() + left.min(Duration::from_secs(ROUND_SECONDS_MAX));
         round(binary, servers, seed, |world| {
             while Instant::now() < until {
-                let (name, _) = FAULTS[world.rng.usize(..FAULTS.len())];
-                world.inject(name);
+                let (first, second) = pick(&FAULTS, &mut world.rng);
+                world.inject(first, second);
                 world.pause(300);
             }
         });
@@ -237,7 +281,7 @@ fn each_of(binary: &Binary, servers: usize, faults: &[&'static str]) {
     round(binary, servers, seed(), |world| {
         for name in faults {
             world.pause(300);
-            world.inject(name);
+            world.inject_by_name(name);
         }
     });
 }
@@ -340,22 +384,40 @@ impl World {
     }
 
     /// Between a half and one and a half of it.
-    fn pause(&mut self, milliseconds: u64) {
-        thread::sleep(Duration::from_millis(milliseconds / 2 + self.rng.u64(..milliseconds)));
+    fn about(&mut self, milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds / 2 + self.rng.u64(..milliseconds))
     }
 
-    /// Breaks something and sees it whole again.
-    fn inject(&mut self, name: &'static str) {
-        let (_, fault) = FAULTS.iter().find(|(fault, _)| *fault == name).expect("there is one of this name");
+    fn pause(&mut self, milliseconds: u64) {
+        thread::sleep(self.about(milliseconds));
+    }
+
+    fn heal_network(&mut self) {
+        self.proxies.iter().for_each(Proxy::heal);
+    }
+
+    fn inject_by_name(&mut self, name: &str) {
+        let fault = FAULTS.iter().find(|fault| fault.name == name).expect("there is one of this name");
+        self.inject(fault, None);
+    }
+
+    /// Breaks something, or two things at once, and sees all whole again.
+    fn inject(&mut self, first: &Fault<World>, second: Option<&Fault<World>>) {
         let at = self.began.elapsed();
-        fault(self);
-        *self.injected.entry(name).or_default() += 1;
+        let mut rng = self.rng.fork();
+        strike(self, first, second, &mut rng);
+        let names: Vec<&str> = [Some(first), second].into_iter().flatten().map(|fault| fault.name).collect();
+        names.iter().for_each(|name| *self.injected.entry(name).or_default() += 1);
+        if names.len() > 1 {
+            *self.injected.entry(TWO_AT_ONCE).or_default() += 1;
+        }
         let healed = self.began.elapsed();
         self.look_at_the_quiet();
         let (lasted, quiet) = (healed - at, self.began.elapsed() - healed);
         println!(
-            "{:8.1} s  {name}: {:.1} s, and {:.1} s until all was well",
+            "{:8.1} s  {}: {:.1} s, and {:.1} s until all was well",
             at.as_secs_f64(),
+            names.join(" + "),
             lasted.as_secs_f64(),
             quiet.as_secs_f64()
         );

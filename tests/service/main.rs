@@ -14,6 +14,7 @@ mod reply;
 mod servers;
 mod service_api;
 mod start;
+mod strike;
 mod tls;
 mod witness;
 mod world;
