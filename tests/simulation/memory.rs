@@ -352,7 +352,11 @@ impl World {
             10..25 => self.deliver(&mut rng),
             25..35 => self.on_either(at, &mut rng, |world, _| world.serve(at)),
             _ if self.is_stalled(at) => {}
-            35..55 => self.on_either(at, &mut rng, |world, rng| world.read(at, rng.usize(..400))),
+            35..55 => self.on_either(at, &mut rng, |world, rng| {
+                // Where one thing ends and the next one begins is where it matters what has been read.
+                let bytes = if rng.bool() { rng.usize(..400) } else { world.bytes_to_next_end(at) };
+                world.read(at, bytes);
+            }),
             55..68 => self.on_either(at, &mut rng, |world, rng| world.write(at, rng.usize(..1000))),
             68..78 => self.take_mail(at),
             78..88 => self.send_mail(at),
@@ -767,6 +771,12 @@ impl World {
     }
 
     /// Some bytes arrive at a core, and it takes what it can.
+    /// What is left of the thing that comes next.
+    fn bytes_to_next_end(&self, at: usize) -> usize {
+        let core = &self.cores[at];
+        core.connection.as_ref().map_or(0, |connection| connection.bytes_to_next_end(core.buffer.len()))
+    }
+
     fn read(&mut self, at: usize, bytes_max: usize) {
         let bytes_max = if self.dice.has(Fault::CutReads) { bytes_max } else { usize::MAX };
         let core = &mut self.cores[at];

@@ -158,6 +158,12 @@ impl Connection {
         if self.is_closed && end > self.used { (end - self.used) as usize } else { usize::MAX }
     }
 
+    /// What is left of the thing that comes next, when so much that is not used yet has come.
+    pub fn bytes_to_next_end(&self, buffered: usize) -> usize {
+        let came = self.used + buffered as u64;
+        self.ends.iter().find(|(end, _)| *end > came).map_or(0, |(end, _)| (end - came) as usize)
+    }
+
     /// The core has used so many bytes more: what they were.
     pub fn use_bytes(&mut self, bytes: usize) -> Vec<Sent> {
         self.used += bytes as u64;
