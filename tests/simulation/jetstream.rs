@@ -674,9 +674,15 @@ impl Server {
             return;
         }
         self.tally.stores += 1;
-        for was in before.iter().flat_map(Record::alarms) {
-            let is = record.alarms().find(|is| is.alarm == was.alarm);
-            if is.is_none_or(|is| is.latest < was.latest || is.told < was.told) {
+        let Some(before) = before else { return };
+        let is_another_digest = before.outbox_nonce() != record.outbox_nonce();
+        for was in before.alarms() {
+            // Forgotten for good, or until it came again, late: then it may be told again as it was.
+            let is_forgotten = record.alarms().find(|is| is.alarm == was.alarm).is_none_or(|is| {
+                let is_told_again = is.is_in_outbox && is_another_digest && is.told == was.told;
+                is.latest < was.latest || is.told < was.told || is_told_again
+            });
+            if is_forgotten {
                 let end = self.end(&user, was.alarm, was.latest);
                 let end = end
                     .unwrap_or_else(|| panic!("forgotten, and not cleared, or not old: {was:?} of {user:?}"));
