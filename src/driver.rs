@@ -120,8 +120,6 @@ pub struct Driver<L> {
     ready_at: Option<Duration>,
     servers: Servers,
     has_been_ready: bool,
-    /// A connection was closed since the executor last had its chance.
-    has_closed: bool,
     reads: ReadSizes,
     written_bytes: u64,
     last_rejection: Option<Rejected>,
@@ -181,7 +179,6 @@ impl<L: Logic> Driver<L> {
             is_loss_said: false,
             ready_at: None,
             has_been_ready: false,
-            has_closed: false,
             reads: ReadSizes::default(),
             written_bytes: 0,
             last_rejection: None,
@@ -196,9 +193,10 @@ impl<L: Logic> Driver<L> {
             if self.logic.is_drained() || is_aborted {
                 break;
             }
-            // A socket that always has more would keep timers and the poll for writing from ever being looked at. And after a connection
-            // has gone the executor gets its chance to put away what is left of it.
-            if !self.is_alone() || std::mem::take(&mut self.has_closed) {
+            // A socket that always has more would keep timers and the poll for writing from ever being looked at. A core that sleeps
+            // without its executor must never return to it: glommio 0.9 parks although a task can run when something came into
+            // its latency ring between two looks (`run_task_queues`), and nothing there would wake this one.
+            if !self.is_alone() {
                 glommio::yield_if_needed().await;
             }
         }
@@ -373,14 +371,14 @@ impl<L: Logic> Driver<L> {
     }
 
     fn poll_link(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
-        let is_parked_in_executor = self.is_parked_in_executor();
+        let (is_parked_in_executor, is_alone) = (self.is_parked_in_executor(), self.is_alone());
         match &mut self.link {
             Link::Waiting(until) if now < *until => false,
             Link::Waiting(_) => {
                 self.link = Link::Connecting(self.open(self.server()));
                 true
             }
-            Link::Connecting(opening) => match opened(opening, cx) {
+            Link::Connecting(opening) => match opened(opening, is_alone, cx) {
                 Poll::Pending => false,
                 Poll::Ready(Ok((wire, sign_in))) => {
                     self.link = Link::Up(wire);
@@ -405,7 +403,7 @@ impl<L: Logic> Driver<L> {
 
     /// A step on the way to another server.
     fn poll_move(&mut self, cx: &mut Context<'_>, now: Duration) -> bool {
-        let is_parked_in_executor = self.is_parked_in_executor();
+        let (is_parked_in_executor, is_alone) = (self.is_parked_in_executor(), self.is_alone());
         let is_staying = self.common.stop.stage() != Stage::Run;
         match &mut self.moving {
             Move::No => false,
@@ -425,7 +423,7 @@ impl<L: Logic> Driver<L> {
                 self.moving = Move::Connecting(servers, opening);
                 true
             }
-            Move::Connecting(servers, opening) => match opened(opening, cx) {
+            Move::Connecting(servers, opening) => match opened(opening, is_alone, cx) {
                 Poll::Pending => false,
                 Poll::Ready(Ok((wire, _))) if is_staying => {
                     wire.close();
@@ -501,7 +499,7 @@ impl<L: Logic> Driver<L> {
         let Move::Beside(second) = std::mem::replace(&mut self.moving, Move::No) else {
             unreachable!("two connections")
         };
-        (self.is_loneliness_said, self.has_closed) = (false, true);
+        self.is_loneliness_said = false;
         self.servers = second.servers;
         if let Link::Up(wire) = std::mem::replace(&mut self.link, Link::Up(second.wire)) {
             wire.close();
@@ -634,7 +632,6 @@ impl<L: Logic> Driver<L> {
             self.timer = None;
             Link::Waiting(now + delay)
         };
-        self.has_closed = true;
         if let Link::Up(wire) = std::mem::replace(&mut self.link, link) {
             wire.close();
         }
@@ -732,8 +729,8 @@ impl<L: Logic> Driver<L> {
     }
 }
 
-fn opened(opening: &Opening, cx: &Context<'_>) -> Poll<io::Result<(Wire, SignIn)>> {
-    opening.poll(cx).map(|opened| opened.and_then(Wire::new))
+fn opened(opening: &Opening, is_alone: bool, cx: &Context<'_>) -> Poll<io::Result<(Wire, SignIn)>> {
+    opening.poll(cx).map(|opened| opened.and_then(|opened| Wire::new(opened, !is_alone)))
 }
 
 /// What `server` said, and what can be done about it where that is known.

@@ -26,7 +26,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use alarm_digest::alarm::UserId;
-use alarm_digest::config::{Cli, LogFormat, Mode, Task};
+use alarm_digest::config::{Cli, LogFormat, Mode, Sleep, Task};
 use alarm_digest::durable::worker::Worker;
 use alarm_digest::logic::{Counters, Logic};
 use alarm_digest::mesh::Mesh;
@@ -175,6 +175,12 @@ fn run_cores<L: Logic + 'static>(
     signals: Signals,
     logic: impl Fn(ShardId) -> L + Clone + Send + 'static,
 ) -> Result<ExitCode> {
+    // glommio 0.9 parks although a task can run when this passes between its looking for events and its looking for tasks, as it
+    // does where a core is taken off its CPU for so long. What sleeps without the executor would not be woken again.
+    let preempt_timer = match cli.run.sleep {
+        Sleep::Poll => Duration::from_secs(1 << 30),
+        Sleep::Executor => Duration::from_millis(10),
+    };
     let mut handles = Vec::with_capacity(cpus.len());
     for (id, cpu) in cpus.into_iter().enumerate().map(|(id, cpu)| (ShardId(id), cpu)) {
         let (logic, common) = (logic.clone(), Arc::clone(&common));
@@ -183,7 +189,7 @@ fn run_cores<L: Logic + 'static>(
             .name("core")
             // Memory for files that glommio would lock; there are none.
             .io_memory(64 << 10)
-            .preempt_timer(Duration::from_millis(10))
+            .preempt_timer(preempt_timer)
             .spawn(move || Driver::new(id, logic(id), common, bell).run())
             .map_err(|error| anyhow!("cannot start a core on CPU {cpu}: {error}"))?;
         handles.push(handle);

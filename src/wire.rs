@@ -22,8 +22,8 @@ use crate::transport::{Opened, Secured};
 
 /// One connection.
 pub struct Wire {
-    /// The socket as the executor knows it, which wakes us.
-    stream: TcpStream,
+    /// The socket as the executor knows it, which wakes us; none where the core sleeps without it.
+    stream: Option<TcpStream>,
     /// The same socket for looking without the executor: nothing but one `recv`, while a poll of the executor's ring costs
     /// several system calls and finds data only after the next turn of its own.
     direct: net::TcpStream,
@@ -49,17 +49,18 @@ pub enum Via<'a, 'b> {
 }
 
 impl Wire {
-    /// Of a connection that was just opened, and how to sign in on it.
+    /// Of a connection that was just opened, and how to sign in on it. Only one that the executor knows of may be read or
+    /// written through it.
     ///
     /// # Errors
     /// The system's, without room for another file descriptor.
-    pub fn new(opened: Opened) -> io::Result<(Self, SignIn)> {
-        let direct = opened.socket.try_clone()?;
+    pub fn new(opened: Opened, is_known_to_executor: bool) -> io::Result<(Self, SignIn)> {
         // Of both, since it is one socket. glommio does not mind.
-        direct.set_nonblocking(true)?;
+        opened.socket.set_nonblocking(true)?;
+        let stream = if is_known_to_executor { Some(opened.socket.try_clone()?.into()) } else { None };
         let wire = Self {
-            stream: opened.socket.into(),
-            direct: direct.into(),
+            stream,
+            direct: opened.socket.into(),
             tls: opened.tls.map(|tls| Box::new(Secured::new(tls))),
             is_mute: false,
             buffer: opened.received,
@@ -102,7 +103,7 @@ impl Wire {
     fn poll_fill(&mut self, mut via: Via<'_, '_>, reads: &mut ReadSizes) -> Poll<io::Result<()>> {
         let Self { stream, direct, .. } = self;
         let mut read = |space: &mut [u8]| match &mut via {
-            Via::Executor(cx) => Pin::new(&mut *stream).poll_read(cx, space),
+            Via::Executor(cx) => Pin::new(known(stream)).poll_read(cx, space),
             Via::Itself => unless_blocked(direct.read(space)),
         };
         let space = self.buffer.space();
@@ -131,7 +132,7 @@ impl Wire {
         let mut did = false;
         let Self { stream, direct, tls, is_mute, .. } = self;
         let mut write = |bytes: &[u8]| match &mut via {
-            Via::Executor(cx) => Pin::new(&mut *stream).poll_write(cx, bytes),
+            Via::Executor(cx) => Pin::new(known(stream)).poll_write(cx, bytes),
             Via::Itself => unless_blocked(direct.write(bytes)),
         };
         while !logic.output().is_empty() {
@@ -180,6 +181,10 @@ impl Wire {
         // Dropping it alone would close it only when the executor next looks at its polls.
         let _ = self.direct.shutdown(net::Shutdown::Both);
     }
+}
+
+fn known(stream: &mut Option<TcpStream>) -> &mut TcpStream {
+    stream.as_mut().expect("a core that sleeps in its executor has its sockets there")
 }
 
 fn unless_blocked<T>(result: io::Result<T>) -> Poll<io::Result<T>> {

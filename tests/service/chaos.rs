@@ -449,6 +449,9 @@ impl World {
     /// Nothing is broken now: an alarm is in the digest that is asked for just after it.
     fn look_at_the_quiet(&mut self) {
         self.until_ready();
+        // A core that sleeps there has returned to its executor, and nothing wakes it.
+        let threads = self.service.threads();
+        assert!(!threads.contains("io_cqring_wait"), "{threads}");
         // Servers of a cluster hand messages on at their own pace.
         if self.servers.len() > 1 {
             return;
