@@ -15,11 +15,15 @@
 //! bucket or by the output stream, like that of an instance that slept. What is loaded then must be the latest one, or it
 //! would be decided so again.
 //!
+//! What the record has no room for is refused only when it was seen that nobody has changed the record: a copy that is out of
+//! date may lack the alarm, and be full of others that have been forgotten since.
+//!
 //! A message is acknowledged when the stored record covers it. A change that changes nothing is covered by what was
 //! stored before: records only ever grow, so that holds also where this one is out of date.
 //!
 //! Never: subjects, bytes of the protocol, a clock, randomness. A nonce comes in as an argument.
 
+use std::collections::BTreeSet;
 use std::mem;
 
 use crate::alarm::{AlarmId, Condition, Digest, Timestamp, UserId};
@@ -119,6 +123,13 @@ pub struct User<A> {
     /// The outbox that was sent last, and its sequence: a record that still shows it is older than that.
     sent: Option<(Nonce, u64)>,
     acknowledged: Vec<A>,
+    /// Changes that the record has no room for, as far as is known. While there are any, changes of other alarms that are not in
+    /// it wait with them.
+    roomless: Vec<(AlarmId, Condition, A)>,
+    /// How many of them the check under way is for.
+    asked_for_room: usize,
+    /// Changes that were refused by the record as it was, and may be refused at once when they come again.
+    refusable: BTreeSet<(AlarmId, Condition)>,
     /// What the record has no room for.
     refused: Vec<Refused<A>>,
     /// As of the last step: what decides whether there is room.
@@ -167,6 +178,9 @@ pub(crate) enum Pending {
     LastSent(Nonce),
 }
 
+/// Changes that have been refused and have not come again yet; those that are forgotten are only looked at once more.
+const REFUSABLE_MAX: usize = 1000;
+
 /// What [`User::step`] could not do.
 #[derive(Debug)]
 pub enum Refusal<A> {
@@ -200,23 +214,37 @@ impl<A> User<A> {
             unsure: None,
             sent: None,
             acknowledged: Vec::new(),
+            roomless: Vec::new(),
+            asked_for_room: 0,
+            refusable: BTreeSet::new(),
             refused: Vec::new(),
             record_bytes_max: usize::MAX,
             horizon: Timestamp::new(i64::MIN, 0),
         }
     }
 
-    /// A change came, and `ack` acknowledges it; unless there is no room for it, and then it is in [`Self::refused`].
+    /// A change came, and `ack` acknowledges it; unless there is no room for it, and then it comes out of [`Self::refused`], now
+    /// or later. What has come out of there later comes out now when it comes again.
     pub fn on_change(&mut self, alarm: AlarmId, condition: Condition, ack: A) {
         let Some(record) = &mut self.record else {
             self.unstored.push((alarm, condition));
             self.changes.next.push(ack);
             return;
         };
-        if let Err(bytes) = make_room(record, &alarm, self.record_bytes_max, self.horizon) {
-            self.refused.push(Refused { ack, bytes });
-            return;
+        let was_refused = !self.refusable.is_empty() && self.refusable.remove(&(alarm.clone(), condition));
+        match make_room(record, &alarm, self.record_bytes_max, self.horizon) {
+            Err(bytes) if was_refused => self.refused.push(Refused { ack, bytes }),
+            Err(_) => self.roomless.push((alarm, condition, ack)),
+            Ok(()) if !self.roomless.is_empty() && !record.knows(&alarm) => {
+                self.roomless.push((alarm, condition, ack));
+            }
+            Ok(()) => self.take_up(alarm, condition, ack),
         }
+    }
+
+    /// A change has room in the record.
+    fn take_up(&mut self, alarm: AlarmId, condition: Condition, ack: A) {
+        let record = self.record.as_mut().expect("only what is loaded has room");
         let has_changed = record.apply(&alarm, condition);
         if has_changed || self.dirty || self.operation == Some(Pending::Store) {
             // Also what changed nothing: it was judged by what may never be stored, and then has to be judged again.
@@ -226,6 +254,37 @@ impl<A> User<A> {
         } else {
             self.acknowledged.push(ack);
         }
+    }
+
+    /// The record is as it is known, and held nothing unstored when it was asked for. No alarm has joined it since, and what has
+    /// come since is not refused by it.
+    fn refuse_roomless(&mut self) {
+        let later = self.roomless.split_off(mem::take(&mut self.asked_for_room));
+        let mut has_room_come = false;
+        let mut left = Vec::new();
+        for (alarm, condition, ack) in mem::take(&mut self.roomless) {
+            let record = self.record.as_mut().expect("it was just seen");
+            match make_room(record, &alarm, self.record_bytes_max, self.horizon) {
+                Ok(()) => {
+                    has_room_come = true;
+                    self.take_up(alarm, condition, ack);
+                }
+                Err(bytes) => left.push((alarm, condition, ack, bytes)),
+            }
+        }
+        for (alarm, condition, ack, bytes) in left {
+            if has_room_come {
+                // What took the room may never be stored.
+                self.roomless.push((alarm, condition, ack));
+                continue;
+            }
+            if self.refusable.len() >= REFUSABLE_MAX {
+                self.refusable.clear();
+            }
+            self.refusable.insert((alarm, condition));
+            self.refused.push(Refused { ack, bytes });
+        }
+        self.roomless.extend(later);
     }
 
     /// A request came, and `ack` acknowledges it. Requests that wait together are answered together.
@@ -251,10 +310,11 @@ impl<A> User<A> {
 
     /// What would acknowledge all that waits, in no order.
     pub(crate) fn waiting_mut(&mut self) -> impl Iterator<Item = &mut A> {
-        let Self { changes, requests, told, acknowledged, .. } = self;
+        let Self { changes, requests, told, acknowledged, roomless, .. } = self;
         let waiting =
             [&mut changes.next, &mut changes.under_way, &mut requests.next, &mut requests.under_way];
-        waiting.into_iter().flatten().chain(told).chain(acknowledged)
+        let roomless = roomless.iter_mut().map(|(.., ack)| ack);
+        waiting.into_iter().flatten().chain(told).chain(acknowledged).chain(roomless)
     }
 
     /// Whether nothing waits and nothing is under way: such a user can be dropped and loaded again.
@@ -266,6 +326,7 @@ impl<A> User<A> {
             && self.changes.next.is_empty()
             && self.requests.next.is_empty()
             && self.acknowledged.is_empty()
+            && self.roomless.is_empty()
             && self.refused.is_empty()
             && self.requests.under_way.is_empty()
             && self.told.is_empty()
@@ -343,10 +404,13 @@ impl<A> User<A> {
                 }
             }
         }
-        if !self.dirty {
+        if self.dirty {
+            return self.store(limits).map(Some);
+        }
+        if self.roomless.is_empty() {
             return Ok(None);
         }
-        self.store(limits).map(Some)
+        Ok(Some(self.begin(Pending::Verify, Operation::Verify)))
     }
 
     /// The operation in flight has ended.
@@ -365,6 +429,7 @@ impl<A> User<A> {
                 let revision = stored.as_ref().map_or(0, |(_, revision)| *revision);
                 if revision == self.revision {
                     self.acknowledged.append(&mut self.requests.under_way);
+                    self.refuse_roomless();
                 } else {
                     self.requests.restart();
                     self.forget_loaded();
@@ -386,6 +451,7 @@ impl<A> User<A> {
     }
 
     fn begin(&mut self, pending: Pending, operation: Operation) -> Operation {
+        self.asked_for_room = if pending == Pending::Verify { self.roomless.len() } else { 0 };
         self.operation = Some(pending);
         operation
     }
@@ -408,9 +474,10 @@ impl<A> User<A> {
     /// Back to where nothing is known; all that waited goes to the caller.
     pub(crate) fn give_up(&mut self) -> Vec<A> {
         let id = self.id.clone();
-        let Self { changes, requests, mut told, mut acknowledged, refused, .. } =
+        let Self { changes, requests, mut told, mut acknowledged, roomless, refused, .. } =
             mem::replace(self, Self::new(id));
         acknowledged.append(&mut told);
+        acknowledged.extend(roomless.into_iter().map(|(.., ack)| ack));
         acknowledged.extend(refused.into_iter().map(|refused| refused.ack));
         for mut waiting in [changes, requests] {
             waiting.restart();
@@ -447,7 +514,7 @@ impl<A> User<A> {
                     self.unstored.push((alarm, condition));
                     self.changes.next.push(ack);
                 }
-                Err(bytes) => self.refused.push(Refused { ack, bytes }),
+                Err(_) => self.roomless.push((alarm, condition, ack)),
             }
         }
         if !self.dirty {
@@ -463,6 +530,10 @@ impl<A> User<A> {
         (self.record, self.storing, self.dirty, self.is_part) = (None, 0, false, false);
         self.must_be_latest = true;
         self.changes.restart();
+        for (alarm, condition, ack) in mem::take(&mut self.roomless) {
+            self.unstored.push((alarm, condition));
+            self.changes.next.push(ack);
+        }
         self.requests.next.append(&mut self.told);
         self.requests.restart();
     }
@@ -680,18 +751,29 @@ mod tests {
                 assert!(matches!(step(&mut user), Some(Operation::Store { .. })));
             }
         }
+        user.on_done(Done::Written(2)).expect("nothing to read");
+        assert!(matches!(step(&mut user), Some(Operation::Store { .. })));
+        user.on_done(Done::Written(3)).expect("nothing to read");
+        assert!(user.refused().is_empty(), "it may not be the latest");
+        assert_eq!(step(&mut user), Some(Operation::Verify));
+        user.on_change(numbered(100), condition(1, Status::Warning), 102);
+        user.on_done(Done::Loaded(Some((vec![], 3)))).expect("nothing to read");
         let refused: Vec<u32> =
             std::mem::take(user.refused()).into_iter().map(|refused| refused.ack).collect();
-        assert_eq!(refused.len() + user.waiting_mut().count(), 100);
+        assert_eq!(refused.len() + user.acknowledged().len(), 100);
         assert!(refused.len() > 50 && refused.is_sorted() && refused.ends_with(&[99]), "{refused:?}");
+        assert!(user.waiting_mut().any(|ack| *ack == 102), "what came since is not judged by what was");
+        // What comes again is refused at once, and only once.
+        user.on_change(numbered(99), condition(1, Status::Warning), 99);
+        assert_eq!(user.refused().pop().map(|refused| refused.ack), Some(99));
+        user.on_change(numbered(99), condition(1, Status::Warning), 103);
+        assert!(user.refused().is_empty());
         // What is known may change, and all of it can be told.
         user.on_change(alarm(), condition(2, Status::Cleared), 100);
         user.on_request(101);
-        assert!(user.refused().is_empty());
-        user.on_done(Done::Written(2)).expect("nothing to read");
         let Some(Operation::Store { record, .. }) = step(&mut user) else { panic!("a decision") };
         assert!(record.len() <= 1000, "{}", record.len());
-        user.on_done(Done::Written(3)).expect("nothing to read");
+        user.on_done(Done::Written(4)).expect("nothing to read");
         let mut sent = 0;
         while !user.acknowledged().contains(&101) {
             sent += match step(&mut user) {
@@ -714,11 +796,30 @@ mod tests {
         (0..100).for_each(|number| user.on_change(numbered(number), condition(1, Status::Warning), number));
         assert_eq!(step(&mut user), Some(Operation::Load));
         user.on_done(Done::Loaded(None)).expect("nothing is a record");
-        assert!(user.refused().len() > 50 && user.refused().iter().all(|refused| refused.bytes > 1000));
-        let refused = std::mem::take(user.refused()).len();
         assert!(matches!(step(&mut user), Some(Operation::Store { .. })));
         user.on_done(Done::Written(1)).expect("nothing to read");
-        assert_eq!(user.acknowledged().len(), 100 - refused);
+        assert_eq!(step(&mut user), Some(Operation::Verify));
+        user.on_done(Done::Loaded(Some((vec![], 1)))).expect("nothing to read");
+        assert!(user.refused().len() > 50 && user.refused().iter().all(|refused| refused.bytes > 1000));
+        assert_eq!(user.acknowledged().len() + user.refused().len(), 100);
+    }
+
+    /// The copy that is known lacks an alarm that others have told of since, and is full of what they have forgotten.
+    #[test]
+    fn a_change_is_not_refused_by_a_record_that_is_out_of_date() {
+        let mut user = user();
+        user.on_change(numbered(200), condition(2, Status::Cleared), 1);
+        assert_eq!(step(&mut user), Some(Operation::Load));
+        user.on_done(Done::Loaded(Some((full().encode(), 5)))).expect("a record");
+        assert_eq!((step(&mut user), user.refused().len()), (Some(Operation::Verify), 0));
+        let mut theirs = Record::new(UserId(Id::new("ann").expect("a valid id")));
+        theirs.apply(&numbered(200), condition(1, Status::Critical));
+        user.on_done(Done::Loaded(Some((theirs.encode(), 9)))).expect("a record");
+        let Some(Operation::Store { record, revision: 9 }) = step(&mut user) else { panic!("a store") };
+        let record = Record::decode(&UserId(Id::new("ann").expect("a valid id")), &record).expect("a record");
+        assert!(record.alarms().all(|known| known.latest == condition(2, Status::Cleared)));
+        user.on_done(Done::Written(10)).expect("nothing to read");
+        assert_eq!((std::mem::take(user.acknowledged()), user.refused().len()), (vec![1], 0));
     }
 
     /// Stored where there was more room, and untold.
