@@ -86,8 +86,6 @@ fn state(cli: &Cli, user: &UserId, json: bool) -> Result<ExitCode> {
 
 fn run(cli: &Cli) -> Result<ExitCode> {
     start_log(cli.run.log_format)?;
-    // Before a server is waited for: the kernel ends the first process of a container only by a signal that it handles.
-    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen for SIGTERM and SIGINT")?;
     let cpus = preflight::preflight(&cli.run)?;
     let cores = cpus.len();
     // Files that cannot be read now are a mistake; later on, they may be about to be replaced.
@@ -115,6 +113,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     if let Some(addr) = cli.run.http {
         http::serve(addr, cpus.clone(), cli.about(), Arc::clone(&common))?;
     }
+    // Before a server is waited for: the kernel drops signals that the first process of a container does not handle.
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen for SIGTERM and SIGINT")?;
     match cli.run.mode {
         Mode::Memory => {
             let config = cli.shard_config().map_err(anyhow::Error::msg)?;
@@ -129,8 +129,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
         Mode::Jetstream => {
             let mut config = cli.worker_config().map_err(anyhow::Error::msg)?;
-            let for_provision = (cli.clone(), config.clone());
-            let provision = move || provision::provision(&for_provision.0, &for_provision.1);
+            let (its_cli, its_config) = (cli.clone(), config.clone());
+            let provision = move || provision::provision(&its_cli, &its_config);
             let Some(is_republished) = unless_stopped(&mut signals, &systemd, provision)? else {
                 return Ok(ExitCode::SUCCESS);
             };
@@ -158,7 +158,7 @@ fn unless_stopped<T: Send + 'static>(
             Err(mpsc::RecvTimeoutError::Disconnected) => bail!("what prepares the start has ended"),
             Err(mpsc::RecvTimeoutError::Timeout) if signals.pending().next().is_none() => {}
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                systemd.say_stopping();
+                systemd.say_stopping("stopped before it was started");
                 info!("stopped before it was started: nothing has been received");
                 return Ok(None);
             }
@@ -278,7 +278,7 @@ fn say_started(cpus: Vec<usize>, systemd: Arc<Systemd>) -> impl Fn(&Server) + Se
 /// The first signal drains; a second one, or `drain_timeout`, aborts.
 fn obey(mut signals: Signals, stop: &Stop, systemd: &Systemd, drain_timeout: Duration) {
     signals.forever().next();
-    systemd.say_stopping();
+    systemd.say_stopping("draining");
     info!(?drain_timeout, "draining: a second signal stops at once");
     stop.advance(Stage::Drain);
     let deadline = Instant::now() + drain_timeout;

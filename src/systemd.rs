@@ -51,9 +51,9 @@ impl Systemd {
         self.say("READY=1\nSTATUS=all cores are connected and subscribed");
     }
 
-    /// The cores finish what has arrived.
-    pub fn say_stopping(&self) {
-        self.say("STOPPING=1\nSTATUS=draining");
+    /// It ends, and does this meanwhile.
+    pub fn say_stopping(&self, status: &str) {
+        self.say(&format!("STOPPING=1\nSTATUS={status}"));
     }
 
     /// Says again and again how the cores are, and that they are alive as long as they are.

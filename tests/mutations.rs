@@ -351,8 +351,14 @@ const OF_WORKERS: &[Mutation] = &[
     (
         "a change that has no room in a record is acknowledged",
         USER,
-        "            self.refused.push(Refused { ack, bytes });\n            return;",
-        "            let _ = bytes;\n            self.acknowledged.push(ack);\n            return;",
+        "            Err(bytes) if was_refused => self.refused.push(Refused { ack, bytes }),\n",
+        "            Err(_) if was_refused => self.acknowledged.push(ack),\n",
+    ),
+    (
+        "a change is refused by a record that may be out of date",
+        USER,
+        "Err(bytes) if was_refused =>",
+        "Err(bytes) if was_refused || bytes > 0 =>",
     ),
     (
         "a record forgets too early",

@@ -222,9 +222,13 @@ pub fn chaos(setup: &Setup, servers: Vec<Server>, fault: impl FnOnce(&mut World)
                 thread::sleep(setup.pace.saturating_sub(began.elapsed()));
             }
         });
-        fault(&mut world);
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fault(&mut world)));
         is_over.store(true, Ordering::Release);
         publishing.join().expect("it publishes all");
+        if let Err(panic) = outcome {
+            eprintln!("{context}\n{}", world.logs());
+            std::panic::resume_unwind(panic);
+        }
     });
     let Publisher { mut checker, mut published, .. } = publisher;
     let healed = Instant::now();

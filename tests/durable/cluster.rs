@@ -8,7 +8,7 @@ use nats_server_fixture::{Release, Server, available};
 use serde_json::Value;
 
 use crate::chaos::{Setup, World, chaos};
-use crate::world::{LAME_DUCK, SOON, let_go};
+use crate::world::{LAME_DUCK, SOON, tell_to_go, until_gone};
 
 /// What is recommended for anything that matters.
 const RELEASE_MIN: Release = Release { major: 2, minor: 12, patch: 0 };
@@ -76,7 +76,8 @@ fn leaders_that_are_about_to_close_are_left_and_lose_and_repeat_nothing() {
     cluster("3 servers: leaders in lame duck mode", |world| {
         for stream in STREAMS.into_iter().cycle() {
             let leader = world.leader(stream);
-            let_go(&mut world.servers[leader]);
+            let before = tell_to_go(&mut world.servers[leader]);
+            until_gone(&world.servers[leader], before);
             world.injected("lame duck mode of a leader");
             world.servers[leader].restart().expect("a server");
             world.pause(500);

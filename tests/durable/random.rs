@@ -13,7 +13,7 @@ use crate::chaos::{Setup, World, chaos, number};
 use crate::cluster::await_meta_leader;
 use crate::proxy::Proxy;
 use crate::strike::{Broken, Fault, Part, TWO_AT_ONCE, pick, strike};
-use crate::world::{LAME_DUCK, let_go};
+use crate::world::{LAME_DUCK, tell_to_go, until_gone};
 
 /// Older ones lose data by themselves when they are killed, or full.
 const RELEASE_MIN: Release = Release { major: 2, minor: 12, patch: 0 };
@@ -89,9 +89,11 @@ const FAULTS: [Fault<World>; 10] = [
         breaks: &[Part::Server],
         begin: |world| {
             let at = world.rng.usize(..world.servers.len());
-            let_go(&mut world.servers[at]);
-            world.servers[at].restart().expect("a server");
-            Broken::over()
+            let before = tell_to_go(&mut world.servers[at]);
+            Broken::until(Duration::from_secs(1), move |world: &mut World| {
+                until_gone(&world.servers[at], before);
+                world.servers[at].restart().expect("a server");
+            })
         },
     },
     Fault {
@@ -111,10 +113,9 @@ const FAULTS: [Fault<World>; 10] = [
         breaks: &[Part::Server],
         begin: |world| {
             let bytes = world.streams().stream("AD_OUT").map_or(0, |info| info.state.bytes);
-            if !resize(world, bytes + 1000) {
-                return Broken::over();
-            }
-            Broken::until(world.about(1500), |world: &mut World| {
+            // Also where it did not answer: it may have obeyed.
+            let lasts = if resize(world, bytes + 1000) { world.about(1500) } else { Duration::ZERO };
+            Broken::until(lasts, |world: &mut World| {
                 while !resize(world, 1 << 30) {
                     world.pause(100);
                 }

@@ -31,7 +31,9 @@ use serde_json::json;
 use crate::proxy::{Passed, Proxy};
 use crate::strike::{Broken, Fault, Part, TWO_AT_ONCE, pick, strike};
 use crate::witness::{ONCE, Witness};
-use crate::world::{Client, LAME_DUCK, SOON, at, exit_code, let_go, on_each_server, program, try_connect_to};
+use crate::world::{
+    Client, LAME_DUCK, SOON, at, exit_code, on_each_server, program, tell_to_go, try_connect_to, until_gone,
+};
 
 const CORES: usize = 2;
 const USERS: u32 = 100;
@@ -93,9 +95,11 @@ const FAULTS: [Fault<World>; 10] = [
         breaks: &[Part::Server],
         begin: |world| {
             let server = world.any_server();
-            let_go(&mut world.servers[server]);
-            world.servers[server].restart().expect("a server");
-            Broken::over()
+            let before = tell_to_go(&mut world.servers[server]);
+            Broken::until(Duration::from_secs(1), move |world: &mut World| {
+                until_gone(&world.servers[server], before);
+                world.servers[server].restart().expect("a server");
+            })
         },
     },
     Fault {
@@ -119,8 +123,8 @@ const FAULTS: [Fault<World>; 10] = [
     },
     Fault {
         name: "SIGSTOP of the service under a flood",
-        // Which a server has to take.
-        breaks: &[Part::Service, Part::Server],
+        // Which a server has to take, and a connection to bring.
+        breaks: &[Part::Service, Part::Server, Part::Network],
         begin: |world| {
             world.service.suspend().expect("it runs");
             // Sockets hold the more the more has gone through them.
@@ -365,7 +369,8 @@ impl World {
         ]);
         let service = Process::spawn(&command).expect("it starts");
         let world = Self {
-            rng: Rng::with_seed(seed),
+            // Another one than that which decides how many servers there are.
+            rng: Rng::with_seed(seed).fork(),
             servers,
             proxies,
             service,

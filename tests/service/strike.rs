@@ -30,7 +30,7 @@ impl<W> Broken<W> {
         Self { lasts, heal: Box::new(heal) }
     }
 
-    /// It is over.
+    /// Its beginning did all of it.
     pub fn over() -> Self {
         Self::until(Duration::ZERO, |_| {})
     }
@@ -63,5 +63,6 @@ pub fn strike<W>(world: &mut W, first: &Fault<W>, second: Option<&Fault<W>>, rng
     thread::sleep(second.lasts.max(first.lasts / 2));
     let (sooner, later) = if rng.bool() { (first, second) } else { (second, first) };
     (sooner.heal)(world);
+    thread::sleep(Duration::from_millis(rng.u64(..500)));
     (later.heal)(world);
 }

@@ -79,12 +79,20 @@ pub fn try_connect_to(addr: std::net::SocketAddr) -> std::io::Result<Client> {
 /// In a server's configuration: once told to go, it tells its clients, and closes their connections after 3 s, one a second.
 pub const LAME_DUCK: &str = "lame_duck_duration: \"30s\"\nlame_duck_grace_period: \"3s\"";
 
-/// Puts a server into lame duck mode, and waits until it has ended.
-pub fn let_go(server: &mut Server) {
-    let ends = |server: &Server| server.log().matches("Server Exiting").count();
+/// Puts a server into lame duck mode. Says how often it had ended before.
+pub fn tell_to_go(server: &mut Server) -> usize {
     let before = ends(server);
     server.signal(Signal::USR2).expect("it runs");
+    before
+}
+
+/// Waits until a server has ended more often than that.
+pub fn until_gone(server: &Server, before: usize) {
     eventually(SOON, "the server to end", || ends(server) > before);
+}
+
+fn ends(server: &Server) -> usize {
+    server.log().matches("Server Exiting").count()
 }
 
 /// An instant so many seconds into 2026.

@@ -7,7 +7,7 @@
 //! | a digest is stored | the bucket holds its decision; nothing in it is no news, or older than what was told |
 //! | a change is acknowledged | the stored record covers it |
 //! | a request is acknowledged | all is told that was acknowledged before the request was delivered for the first time, unless it ended; as long as reads tell the truth |
-//! | a message is given up | nobody could read it, or there may be no room for its alarm; and its dead letter is stored |
+//! | a message is given up | nobody could read it, or a record that was stored last since its first delivery has no room for its alarm; and its dead letter is stored |
 //! | a digest is published plainly | it was stored, and is published no more often than that |
 //!
 //! Never: who lives, and what goes wrong. That is the world's.
@@ -45,6 +45,8 @@ struct Queued {
     hidden_until: Duration,
     /// Of a request: what was acknowledged of its user before it was delivered for the first time.
     promised: Option<Known>,
+    /// How often its user's record had been stored when it was delivered for the first time.
+    versions: Option<usize>,
 }
 
 type Known = BTreeSet<(AlarmId, Condition)>;
@@ -97,8 +99,8 @@ pub struct Server {
     /// All replicas have caught up.
     pub is_later: bool,
     oracle: Oracle,
-    /// All that ever was of each user.
-    published: BTreeMap<UserId, Record>,
+    /// All changes that somebody may know of.
+    delivered: Oracle,
     acknowledged: BTreeMap<UserId, Known>,
     pub tally: Tally,
 }
@@ -179,12 +181,11 @@ impl Server {
     pub fn put(&mut self, published: Rc<Published>) {
         if let What::Change(change) = &published.what {
             self.oracle.apply(change);
-            let all = self.published.entry(change.user.clone());
-            all.or_insert_with(|| Record::new(change.user.clone())).apply(&change.alarm, change.condition);
         }
         self.sequence += 1;
         self.tally.messages += 1;
-        let queued = Queued { published, delivered: 0, hidden_until: Duration::ZERO, promised: None };
+        let queued =
+            Queued { published, delivered: 0, hidden_until: Duration::ZERO, promised: None, versions: None };
         self.queue.insert(self.sequence, queued);
     }
 
@@ -307,9 +308,16 @@ impl Server {
         queued.delivered += 1;
         queued.hidden_until = self.now + ACK_WAIT;
         self.tally.again += u64::from(queued.delivered > 1);
-        if let What::Request(user) = &queued.published.what {
-            let known = self.acknowledged.get(user);
-            queued.promised.get_or_insert_with(|| known.cloned().unwrap_or_default());
+        match &queued.published.what {
+            What::Request(user) => {
+                let known = self.acknowledged.get(user);
+                queued.promised.get_or_insert_with(|| known.cloned().unwrap_or_default());
+            }
+            What::Change(change) => {
+                queued.versions.get_or_insert(self.bucket.get(&token(&change.user)).map_or(0, Vec::len));
+                self.delivered.apply(change);
+            }
+            What::Bad => {}
         }
         let ack = format!("$JS.ACK.IN.digest.{}.{picked}.{picked}.1.0", queued.delivered);
         let (subject, payload) = (queued.published.subject, queued.published.payload.clone());
@@ -555,18 +563,24 @@ impl Server {
                     "message {sequence} was given up, and there is no dead letter"
                 );
                 if let What::Change(change) = &queued.published.what {
-                    self.on_refused(change);
+                    self.on_refused(change, queued.versions.expect("it was delivered"));
                 }
             }
             (text, what) => panic!("{text} for {what:?}"),
         }
     }
 
-    /// A change was given up because there is no room for its alarm. When that was decided some of what is known may not have been
-    /// stored, and by now some may be forgotten; but all together has no room.
-    fn on_refused(&mut self, change: &Change) {
-        let bytes = self.published[&change.user].bytes_max();
-        assert!(bytes > self.max_payload - HEADER_BYTES_MAX, "refused, and there is room: {change:?}");
+    /// A change was given up because there is no room for its alarm: so it was in some record that was stored last since it was
+    /// delivered for the first time.
+    fn on_refused(&mut self, change: &Change, versions: usize) {
+        let kept = self.bucket.get(&token(&change.user)).map_or(&[][..], Vec::as_slice);
+        let is_full = |stored: &Stored| {
+            let record = Record::decode(&change.user, &stored.payload).expect("it could be read");
+            let bytes = record.bytes_max_with(&change.alarm);
+            !record.knows(&change.alarm) && bytes > self.max_payload - HEADER_BYTES_MAX
+        };
+        let was_full = kept[versions.saturating_sub(1)..].iter().any(is_full);
+        assert!(was_full || self.has_been_stale, "refused, and there was room: {change:?}");
         self.tally.refused += 1;
         let known = self.acknowledged.get(&change.user);
         if known.is_none_or(|known| !known.contains(&(change.alarm.clone(), change.condition))) {
@@ -576,7 +590,7 @@ impl Server {
 
     /// The end that an alarm that was so may be forgotten by.
     fn end(&self, user: &UserId, alarm: &AlarmId, condition: Condition) -> Option<Condition> {
-        self.oracle.end_before(self.horizon?, user, alarm, condition)
+        self.delivered.end_before(self.horizon?, user, alarm, condition)
     }
 
     fn record_of(&self, user: &UserId) -> Option<Record> {
@@ -665,10 +679,9 @@ impl Server {
     }
 
     fn on_put(&mut self, link: u64, reply: &[u8], key: &str, publish: &Publish<'_>) {
-        let user = self.users.get(key).unwrap_or_else(|| panic!("a record of nobody: {key}"));
-        let user = user.clone();
-        let record = Record::decode(&user, publish.payload);
-        let record = record.unwrap_or_else(|error| panic!("a record of {user:?}: {error}"));
+        let user = self.users.get(key).unwrap_or_else(|| panic!("a record of nobody: {key}")).clone();
+        let record = Record::decode(&user, publish.payload)
+            .unwrap_or_else(|error| panic!("a record of {user:?}: {error}"));
         let before = self.record_of(&user);
         if !self.store(true, link, reply, key, publish) {
             return;

@@ -770,13 +770,13 @@ impl World {
         self.ghosts.retain(|ghost| is_chaos && ghost.ends_at > step || !ghost.digests.is_empty());
     }
 
-    /// Some bytes arrive at a core, and it takes what it can.
     /// What is left of the thing that comes next.
     fn bytes_to_next_end(&self, at: usize) -> usize {
         let core = &self.cores[at];
         core.connection.as_ref().map_or(0, |connection| connection.bytes_to_next_end(core.buffer.len()))
     }
 
+    /// Some bytes arrive at a core, and it takes what it can.
     fn read(&mut self, at: usize, bytes_max: usize) {
         let bytes_max = if self.dice.has(Fault::CutReads) { bytes_max } else { usize::MAX };
         let core = &mut self.cores[at];

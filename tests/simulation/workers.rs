@@ -65,7 +65,7 @@ pub struct World {
     history: Vec<Rc<Published>>,
     publish_max: usize,
     alarms: Vec<String>,
-    /// Most of the changes are of the first user.
+    /// There are many alarms, and most of the messages are of the first user.
     is_crowded: bool,
 }
 
@@ -114,15 +114,16 @@ impl World {
         let dice = Dice::new(seed, without);
         let mut rng = dice.draw(Stream::Setup, 0);
         let is_republished = rng.bool();
-        // Names that JSON makes six times as long, so that a record has room for more than a digest; or so many that a record
-        // has no room for them.
-        let is_crowded = dice.has(Fault::Limits) && dice.draw(Stream::Setup, 3).bool();
-        let (prefix, more) = match (dice.has(Fault::Limits), is_crowded) {
-            (false, _) => (0, 0),
-            (true, false) => (60, 0),
-            (true, true) => (250, 12),
+        // Names that JSON makes six times as long, so that a record has room for more than a digest; or so long that a record
+        // has room for eleven alarms, and more than those.
+        let is_crowded = dice.draw(Stream::Setup, 3).bool();
+        let prefix = match (dice.has(Fault::Limits), is_crowded) {
+            (false, _) => 0,
+            (true, false) => 60,
+            (true, true) => 250,
         };
         let name = |number| format!("{}{number}", "\u{1}".repeat(prefix));
+        let more = if is_crowded { 12 } else { 0 };
         let max_payload = if dice.has(Fault::Limits) { 3784 } else { 1 << 20 };
         let mut world = Self {
             config: config(&dice, is_republished),
@@ -171,7 +172,8 @@ impl World {
     /// What a world is made with, but for what faults decide.
     pub fn shape(&self) -> impl PartialEq + std::fmt::Debug + use<> {
         let WorkerConfig { affinity, is_republished, .. } = self.config;
-        (self.instances.len(), self.steps_max, self.publish_max, affinity, is_republished)
+        let crowd = (self.alarms.len(), self.is_crowded);
+        (self.instances.len(), self.steps_max, self.publish_max, crowd, affinity, is_republished)
     }
 
     /// # Panics
@@ -476,7 +478,7 @@ impl World {
             return;
         }
         let mut rng = self.dice.draw(Stream::Workload, self.history.len() as u64);
-        let user = rng.usize(..USERS) * usize::from(!self.is_crowded || rng.u32(..4) == 0);
+        let user = if self.is_crowded && rng.u32(..4) > 0 { 0 } else { rng.usize(..USERS) };
         let published = match rng.u32(..12) {
             0 => Rc::new(Published { subject: CHANGED, payload: "{".into(), what: What::Bad }),
             1..5 => request(user),

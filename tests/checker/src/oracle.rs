@@ -204,12 +204,14 @@ impl Oracle {
     }
 
     fn is_to_be_told(&self, user: &UserId, alarm: &AlarmId) -> bool {
+        let must_be_known = |condition: &Condition| self.must_be_known(user, alarm, *condition);
+        let changes = &self.changes[&(user.clone(), alarm.clone())];
+        let Some(latest) = changes.iter().rev().copied().find(must_be_known) else { return false };
         let told = self.told.get(&(user.clone(), alarm.clone()));
-        let must_be_known = |condition| self.must_be_known(user, alarm, condition);
-        let latest = self.latest(user, alarm);
-        latest.status().is_active()
-            && must_be_known(latest)
-            && told.is_none_or(|told| self.differing_since(user, alarm, *told).any(must_be_known))
+        let is_due = |told: &Condition| {
+            self.differing_since(user, alarm, *told).any(|condition| must_be_known(&condition))
+        };
+        latest.status().is_active() && told.is_none_or(is_due)
     }
 
     fn latest(&self, user: &UserId, alarm: &AlarmId) -> Condition {
