@@ -85,7 +85,19 @@ pub struct UserLimits {
     pub horizon: Timestamp,
 }
 
-/// One user. `A` is what it takes to acknowledge a message.
+/// What it takes to acknowledge a message.
+pub trait Acknowledge {
+    /// Of the message, the same when it comes again and another one's for every other message.
+    fn number(&self) -> u64;
+}
+
+impl Acknowledge for u64 {
+    fn number(&self) -> u64 {
+        *self
+    }
+}
+
+/// One user. `A` acknowledges a message.
 ///
 /// `operation` is some ⇔ an answer is awaited. `storing <= unstored.len()`. An outbox that [`User::step`] finds is stored:
 /// one that was only decided is in the store in flight, or is forgotten with the rest when that fails.
@@ -128,8 +140,8 @@ pub struct User<A> {
     roomless: Vec<(AlarmId, Condition, A)>,
     /// How many of them the check under way is for.
     asked_for_room: usize,
-    /// Changes that were refused by the record as it was, and may be refused at once when they come again.
-    refusable: BTreeSet<(AlarmId, Condition)>,
+    /// Messages with changes that were refused by the record as it was, and may be refused at once when they come again.
+    refusable: BTreeSet<u64>,
     /// What the record has no room for.
     refused: Vec<Refused<A>>,
     /// As of the last step: what decides whether there is room.
@@ -193,7 +205,7 @@ pub enum Refusal<A> {
     },
 }
 
-impl<A> User<A> {
+impl<A: Acknowledge> User<A> {
     /// Nothing is known yet.
     #[must_use]
     pub fn new(id: UserId) -> Self {
@@ -231,7 +243,7 @@ impl<A> User<A> {
             self.changes.next.push(ack);
             return;
         };
-        let was_refused = !self.refusable.is_empty() && self.refusable.remove(&(alarm.clone(), condition));
+        let was_refused = !self.refusable.is_empty() && self.refusable.remove(&ack.number());
         match make_room(record, &alarm, self.record_bytes_max, self.horizon) {
             Err(bytes) if was_refused => self.refused.push(Refused { ack, bytes }),
             Err(_) => self.roomless.push((alarm, condition, ack)),
@@ -281,7 +293,7 @@ impl<A> User<A> {
             if self.refusable.len() >= REFUSABLE_MAX {
                 self.refusable.clear();
             }
-            self.refusable.insert((alarm, condition));
+            self.refusable.insert(ack.number());
             self.refused.push(Refused { ack, bytes });
         }
         self.roomless.extend(later);
@@ -604,6 +616,12 @@ fn make_room(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Acknowledge for u32 {
+        fn number(&self) -> u64 {
+            (*self).into()
+        }
+    }
     use crate::alarm::{Id, Status};
 
     fn user() -> User<u32> {

@@ -31,7 +31,7 @@ use crate::durable::backlog::{Backlog, BacklogLog, LOOK_EVERY, ROOMS, Room};
 use crate::durable::members::Member;
 use crate::durable::record::{Nonce, token};
 use crate::durable::relay::{self, Came, Relay};
-use crate::durable::user::{Done, Operation, Pending, Refusal, Refused, User, UserLimits};
+use crate::durable::user::{Acknowledge, Done, Operation, Pending, Refusal, Refused, User, UserLimits};
 use crate::logic::{Counters, Logic, Notice, RefusalLog, RejectionLog, micros};
 use crate::message::{self, Reason, Rejection};
 use crate::reply::{Replies, ReplyTo};
@@ -97,6 +97,12 @@ struct AckTo {
     subject: Box<[u8]>,
     /// Of a request that its digest has not settled yet.
     asked: Option<Box<Asked>>,
+}
+
+impl Acknowledge for AckTo {
+    fn number(&self) -> u64 {
+        AckSubject::parse(&self.subject).map_or(0, |ack| ack.stream_sequence)
+    }
 }
 
 #[derive(Debug)]

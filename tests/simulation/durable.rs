@@ -143,7 +143,7 @@ type Known = BTreeSet<(AlarmId, Condition)>;
 #[derive(Default)]
 struct Instance {
     life: u32,
-    users: BTreeMap<UserId, User<usize>>,
+    users: BTreeMap<UserId, User<u64>>,
     stopped_until: u64,
     /// Changes that were delivered to it.
     heard: BTreeMap<UserId, Known>,
@@ -368,7 +368,7 @@ impl World {
         match message {
             Message::Change(change) => {
                 heard.insert((change.alarm.clone(), change.condition));
-                user.on_change(change.alarm, change.condition, number);
+                user.on_change(change.alarm, change.condition, number as u64);
                 if self.protocol == Protocol::AcknowledgesBeforeItStores {
                     self.release(at, number);
                 }
@@ -376,7 +376,7 @@ impl World {
             Message::Request(_) => {
                 let stored = self.stored.get(&id).into_iter().flatten();
                 instance.asked.push((number, heard.iter().chain(stored).cloned().collect()));
-                user.on_request(number);
+                user.on_request(number as u64);
             }
         }
         if !self.crashes(at) {
@@ -402,7 +402,7 @@ impl World {
             }
         }
         for number in acknowledged {
-            self.release(at, number);
+            self.release(at, number as usize);
             if self.crashes(at) {
                 return;
             }

@@ -58,11 +58,12 @@ fn instances_together_tell_everything_once_whatever_happens_to_them() {
     Total::new("WORKERS", workers).run_all(WORKERS_SEEDS);
 }
 
-/// What was told again had been forgotten between two stores, and the judge did not see it.
+/// In the first two the judge did not see what had been forgotten; in the third a copy of a message was refused by what had been
+/// seen for another one.
 #[test]
 fn seeds_that_have_failed_pass() {
     let mut total = Total::new("WORKERS", workers);
-    [13_847, 245_684].into_iter().for_each(|seed| total.run(seed));
+    [13_847, 245_684, 1_043_286].into_iter().for_each(|seed| total.run(seed));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ahash::AHashMap;
 use alarm_digest::alarm::{Command, Timestamp, UserId};
 use alarm_digest::durable::record::{Nonce, token};
-use alarm_digest::durable::user::{Done, Operation, Refusal, User, UserLimits};
+use alarm_digest::durable::user::{Acknowledge, Done, Operation, Refusal, User, UserLimits};
 use alarm_digest::durable::worker::{DIGEST_ID, WorkerConfig};
 use alarm_digest::message;
 use async_nats::HeaderMap;
@@ -22,6 +22,15 @@ use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::warn;
+
+struct Ack(Acker);
+
+/// Nothing is refused here for lack of room, so nobody asks.
+impl Acknowledge for Ack {
+    fn number(&self) -> u64 {
+        0
+    }
+}
 
 /// What a message asks for, and what acknowledges it.
 pub struct Task {
@@ -45,7 +54,7 @@ pub struct Worker {
     config: Arc<WorkerConfig>,
     max_payload: usize,
     doing: Arc<Doing>,
-    users: AHashMap<UserId, User<Acker>>,
+    users: AHashMap<UserId, User<Ack>>,
     kept: VecDeque<UserId>,
     /// Tasks of their own: the client hands out room in its channel in the order of asking, so that a flight which only this
     /// worker could poll would keep everybody from sending while the worker itself waits for room.
@@ -101,8 +110,8 @@ impl Worker {
             User::new(id.clone())
         });
         match command {
-            Command::Apply(change) => user.on_change(change.alarm, change.condition, acker),
-            Command::SendDigest(_) => user.on_request(acker),
+            Command::Apply(change) => user.on_change(change.alarm, change.condition, Ack(acker)),
+            Command::SendDigest(_) => user.on_request(Ack(acker)),
         }
         self.advance(id).await;
         self.evict();
@@ -137,10 +146,10 @@ impl Worker {
             self.flights.spawn(Arc::clone(&self.doing).perform(id, operation));
         }
         for acker in acknowledged {
-            say(acker.ack().await);
+            say(acker.0.ack().await);
         }
         for acker in refused {
-            say(acker.ack_with(AckKind::Nak(Some(AGAIN_AFTER))).await);
+            say(acker.0.ack_with(AckKind::Nak(Some(AGAIN_AFTER))).await);
         }
     }
 
