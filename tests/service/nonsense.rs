@@ -369,6 +369,11 @@ fn answer(rng: &mut Rng, subject: &[u8], reply: Option<&[u8]>, says: &mut Vec<u8
         says.extend_from_slice(payload);
         says.extend_from_slice(b"\r\n");
     };
+    // Whom a start tells wrongly whether digests are republished, publishes them twice for ever.
+    if subject.ends_with("STREAM.INFO.AD_OUT") {
+        let refusal = br#"{"error":{"code":403,"err_code":10000,"description":"not for you"}}"#;
+        return message(reply, 1, "x", "", refusal);
+    }
     let number = |rng: &mut Rng| [0, 1, 2, 7, rng.u64(..100), u64::MAX][rng.usize(..6)];
     if subject.contains("CONSUMER.MSG.NEXT") {
         for _ in 0..rng.u32(..2000) {
