@@ -238,7 +238,7 @@ impl<L: Logic> Driver<L> {
             self.step = Step::Look;
             return self.sleep();
         }
-        // Without a link there is nothing to look at, and the executor has a connection to make.
+        // Without a link there is nothing to look at; whoever opens a connection wakes us.
         self.step = match &self.link {
             Link::Up(_) => self.pace.next(found, self.logic.counters().messages(), self.epoch.elapsed()),
             _ => Step::Park,

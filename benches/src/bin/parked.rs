@@ -6,7 +6,8 @@
 //!
 //! `LocalExecutor::run` installs the preempt timer while it looks for events, and then runs tasks only for as long as that has not
 //! fired. If it has by then, none has run, which counts as if there were none: the executor parks, and waits for an event that nobody
-//! causes. With the timer of 10 ms that glommio has by default, it takes a thread that is off its CPU for so long at that moment.
+//! causes. With the timer of 100 ms that glommio has
+//! by default, or the 10 ms that the service had, it takes a thread that is off its CPU for so long at that moment.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
